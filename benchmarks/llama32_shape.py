@@ -1,0 +1,61 @@
+"""The comparison at a real Llama's size: random weights of its exact shape, in the official format.
+
+    python benchmarks/llama32_shape.py Llama3.2-1B float32
+
+Writes the checkpoint (bfloat16, as Meta's) into a temporary folder, runs Meta's model and ours one after the other, and
+prints seconds, the peak of anonymous host memory, and the verdict.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import llama_models.llama3
+import numpy as np
+from llama_models.sku_list import resolve_model
+
+import entropix_lab as lab
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="Llama3.2-1B", help="a name that llama-models knows")
+    parser.add_argument("dtype", nargs="?", default="bfloat16", choices=("float32", "bfloat16"))
+    parser.add_argument("--tokens", type=int, default=50)
+    parser.add_argument("--folder", type=Path, help="where to keep the checkpoint (default: a temporary folder)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = (args.folder or Path(tmp)) / f"{args.model}-random"
+        if not folder.exists():
+            params = resolve_model(args.model).arch_args
+            tokenizer = (Path(llama_models.llama3.__file__).parent / "tokenizer.model").read_bytes()
+            lab.demo.write_random_checkpoint(folder, params, dtype="bfloat16", tokenizer_model=tokenizer)
+        size = (folder / "consolidated.00.pth").stat().st_size
+        with lab.verdict.peak_memory() as peak:
+            start = time.perf_counter()
+            model = lab.load_model(folder, args.dtype)
+            loaded = time.perf_counter()
+            tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, args.tokens))
+            report = lab.compare(model, folder, tokens)
+            compared = time.perf_counter()
+        row = {
+            "model": folder.name,
+            "dtype": args.dtype,
+            "tokens": args.tokens,
+            "file_gb": round(size / 1e9, 2),
+            "load_s": round(loaded - start, 1),
+            "compare_s": round(compared - loaded, 1),
+            "peak_anonymous_gb": peak["bytes"] and round(peak["bytes"] / 1e9, 2),
+            "logits_rel_l2_worst": report["output"].rel_l2_worst,
+            "device": jax.devices()[0].device_kind,
+        }
+        print(json.dumps(row))
+        print(report.environment)
+        print(report.verdict)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Shared by the tests and by `pytest --nbval notebooks/`: the environment, the demo model, tiny random checkpoints."""
+
+import os
+
+# two threads that spin on two busy cores are slower than one; kernels of the notebooks inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import matplotlib
+import pytest
+
+import entropix_lab as lab
+from entropix_lab.checkpoint import DEMO_MODEL
+from entropix_lab.demo import demo_folder, write_random_checkpoint
+
+matplotlib.use("Agg")
+
+TINY = dict(
+    dim=64,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    vocab_size=128,
+    multiple_of=32,
+    ffn_dim_multiplier=None,
+    norm_eps=1e-5,
+    rope_theta=500000.0,
+    use_scaled_rope=True,
+)
+
+
+def pytest_sessionstart(session):
+    """Make the demo model before anything is compared: its progress must not end up in a notebook's output."""
+    if not session.config.option.collectonly:
+        with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            demo_folder()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A factory of random checkpoints in Meta's format: (changes of TINY, options of the writer) -> folder."""
+
+    def make(dtype="float32", shards=1, tied=True, seed=0, **params):
+        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+        return write_random_checkpoint(folder, TINY | params, seed, dtype, shards, tied)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo():
+    return lab.load_model(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def demo_reference(demo):
+    return lab.load_reference(demo.path)

@@ -1,0 +1,129 @@
+"""Data in, matplotlib Axes out; one function to a figure. Colours are Okabe and Ito's, lines differ in style too."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+STYLE = {
+    "figure.dpi": 110,
+    "figure.facecolor": "white",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+}
+
+OPS = (
+    "attention_norm attention.wq attention.wk attention.wv attention.xq_rope attention.xk_rope attention.scores "
+    "attention.probs attention.wo h_attn ffn_norm feed_forward.w1 feed_forward.w3 feed_forward.w2"
+).split() + [""]
+
+
+styled = plt.rc_context(STYLE)
+
+
+def _figure(*args, **kwargs):
+    return plt.subplots(*args, layout="constrained", **kwargs)
+
+
+@styled
+def layer_diff(report):
+    """Two panels from a compare Report: the residual stream's error after each layer (ours against Meta's, and both
+    against float64; lines are the median over positions, bands reach to the worst), and every op of every layer."""
+    by_tap = {row.tap: row for row in report.rows}
+    n_layers = sum(tap.startswith("layers.") and tap.count(".") == 1 for tap in by_tap)
+    stream = [by_tap[f"layers.{i}"] for i in range(n_layers)]
+    fig, axes = _figure(1, 2, figsize=(12, 4.8), width_ratios=(1, 1.25))
+
+    ax, layers = axes[0], np.arange(n_layers)
+    curves = (
+        ("Meta's against float64", BLUE, "--", [r.meta_error for r in stream]),
+        ("ours against float64", RED, "-", [r.our_error for r in stream]),
+        ("ours against Meta's", "black", ":", [(r.rel_l2, r.rel_l2_worst) for r in stream]),
+    )
+    for label, colour, style, errors in curves:
+        median, worst = np.array(errors).T
+        ax.plot(layers, median, style, color=colour, label=label, lw=1.8)
+        ax.fill_between(layers, median, worst, color=colour, alpha=0.10, lw=0)
+    ax.set(
+        yscale="log", xlabel="layer", ylabel="relative L2 error per position", title="Residual stream after each layer"
+    )
+    ax.legend(loc="lower right")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low / 3, high * 2)
+
+    ax = axes[1]
+    grid = np.array([[by_tap[f"layers.{i}.{op}".rstrip(".")].rel_l2_worst for i in layers] for op in OPS])
+    floor = grid[grid > 0].min() if (grid > 0).any() else 1e-12
+    image = ax.imshow(np.log10(np.maximum(grid, floor)), aspect="auto", cmap="cividis", interpolation="nearest")
+    ax.set_yticks(range(len(OPS)), [op.split(".")[-1] for op in OPS[:-1]] + ["layer output"])
+    ax.set(xlabel="layer", title="Ours against Meta's, every op (worst position)")
+    ax.grid(False)
+    for i, op in enumerate(OPS):
+        for j in layers:
+            if not by_tap[f"layers.{j}.{op}".rstrip(".")].within_rounding:
+                ax.plot(j, i, "x", color=RED, ms=7, mew=2)
+    fig.colorbar(image, ax=ax, label="log10 relative L2", shrink=0.9)
+    return axes
+
+
+@styled
+def stream_norms(taps):
+    """The norm of the residual stream [B,T,D] after each layer of a pass: the first token, and the others' median."""
+    n_layers = sum(name.startswith("layers.") and name.count(".") == 1 for name in taps)
+    norms = np.array([np.linalg.norm(taps[f"layers.{i}"], axis=-1)[0] for i in range(n_layers)])
+    fig, ax = _figure(figsize=(7, 3))
+    ax.plot(norms[:, 0], "-", color=RED, label="first token")
+    ax.plot(np.median(norms[:, 1:], axis=1), "--", color=BLUE, label="median of the others")
+    ax.set(yscale="log", xlabel="layer", ylabel="norm of the stream")
+    ax.legend()
+    return ax
+
+
+@styled
+def tensor_sizes(config):
+    """Parameters of a model by kind of weight, in millions, from its config."""
+    D, F, KH, L = config.dim, config.ffn_dim, config.n_kv_heads * config.head_dim, config.n_layers
+    kinds = {
+        "tok_embeddings, output (each)": config.vocab_size * D,
+        "w1, w2, w3": 3 * L * D * F,
+        "wq, wo": 2 * L * D * D,
+        "wk, wv": 2 * L * KH * D,
+        "norms": (2 * L + 1) * D,
+    }
+    fig, ax = _figure(figsize=(7, 2.4))
+    values = np.array(list(kinds.values())) / 1e6
+    bars = ax.barh(list(kinds), values, color=BLUE)
+    ax.bar_label(bars, [f"{v:.1f}" if v >= 0.1 else f"{v:.2f}" for v in values], padding=4)
+    ax.invert_yaxis()
+    ax.set(xlabel="parameters, millions", xlim=(0, values.max() * 1.12))
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+@styled
+def attention_map(probs, labels):
+    """The attention probabilities [N,T,S] of one layer's heads, one small map to a head; labels: T strings."""
+    n, T = len(probs), len(labels)
+    columns = min(n, 3)
+    rows = -(-n // columns)
+    fig, axes = _figure(rows, columns, figsize=(3 * columns, 2.5 * rows), sharex=True, sharey=True, squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.grid(False)
+        if i >= n:
+            ax.set_axis_off()
+            continue
+        past = np.ma.masked_where(np.triu(np.ones((T, T), bool), 1), probs[i][:, :T])
+        image = ax.imshow(past, vmin=0, vmax=1, cmap="cividis")
+        ax.set_title(f"head {i}")
+        ax.set_xticks(range(T), labels, rotation=90, fontsize=8)
+        ax.set_yticks(range(T), labels, fontsize=8)
+    fig.supxlabel("attended token")
+    fig.supylabel("token that attends")
+    fig.colorbar(image, ax=axes, label="probability", shrink=0.7)
+    return axes

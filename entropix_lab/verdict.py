@@ -1,0 +1,74 @@
+"""Lines that hold on another machine, the line that says on which machine they were made, and the same as JSON."""
+
+import contextlib
+import ctypes
+import gc
+import json
+import platform
+import re
+import threading
+from importlib.metadata import version
+from pathlib import Path
+
+
+def line(passed: bool, what: str, *claims: str) -> str:
+    """ "PASS what: claim; claim". Claims are bounds and counts, not measured figures: those belong beside it."""
+    return f"{'PASS' if passed else 'FAIL'} {what}: {'; '.join(claims)}"
+
+
+def environment(**more) -> str:
+    """The device, the versions and whatever flags are given, on one line (differs from machine to machine)."""
+    import jax
+
+    device = jax.devices()[0]
+    processor = platform.machine() if device.platform == "cpu" else device.device_kind
+    versions = [f"{p} {version(p)}" for p in ("jax", "jaxlib", "torch", "llama-models")]
+    flags = [f"{k}={v}" for k, v in more.items()]
+    return ", ".join([f"{device.platform} {processor}", f"Python {platform.python_version()}", *versions, *flags])
+
+
+def outputs_dir() -> Path:
+    """outputs/ of the checkout that the package is imported from; else of the working directory."""
+    checkout = Path(__file__).resolve().parent.parent
+    folder = (checkout if (checkout / "notebooks").is_dir() else Path.cwd()) / "outputs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def write_json(name: str, data: dict) -> Path:
+    """data as outputs/name, whole or not at all."""
+    file = outputs_dir() / name
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1))
+    partial.replace(file)
+    return file
+
+
+@contextlib.contextmanager
+def peak_memory(interval: float = 0.002):
+    """How far the anonymous host memory of this process (RssAnon: mapped file pages do not count) rises meanwhile.
+
+    Yields a dict whose "bytes" is set at the end, to None where there is no /proc. Sampled every interval seconds.
+    """
+    status, result, stop = Path("/proc/self/status"), {"bytes": None}, threading.Event()
+    if not status.exists():
+        yield result
+        return
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but kept would hide a rise
+    rss = lambda: int(re.search(r"RssAnon:\s+(\d+) kB", status.read_text())[1]) * 1024
+    before = peak = rss()
+
+    def watch():
+        nonlocal peak
+        while not stop.wait(interval):
+            peak = max(peak, rss())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield result
+    finally:
+        stop.set()
+        thread.join()
+        result["bytes"] = max(peak, rss()) - before

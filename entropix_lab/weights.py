@@ -1,0 +1,135 @@
+"""Host arrays to JAX arrays, under Meta's names and in Meta's [out, in] layout; the Model that people load."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .checkpoint import find_checkpoint, load_config, read_tensors, verify_checksums
+from .config import LlamaConfig
+from .tokenizer import Tokenizer
+
+
+class LayerWeights(NamedTuple):
+    """One transformer block. Shapes: wq, wo [D,D]; wk, wv [K*H,D]; w1, w3 [F,D]; w2 [D,F]; norms [D]."""
+
+    wq: jax.Array
+    wk: jax.Array
+    wv: jax.Array
+    wo: jax.Array
+    w1: jax.Array
+    w2: jax.Array
+    w3: jax.Array
+    attention_norm: jax.Array
+    ffn_norm: jax.Array
+
+
+class XfmrWeights(NamedTuple):
+    """The whole model: tok_embeddings, output [V,D] (one array where the two are equal), norm [D], layer_weights."""
+
+    tok_embeddings: jax.Array
+    norm: jax.Array
+    output: jax.Array
+    layer_weights: tuple[LayerWeights, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What load_model returns; ``dataclasses.replace(model, weights=...)`` is how an experiment changes it."""
+
+    config: LlamaConfig
+    weights: XfmrWeights
+    tokenizer: Tokenizer | None
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.parent.name if self.path.name == "original" else self.path.name
+
+    @property
+    def dtype(self) -> str:
+        return str(self.weights.tok_embeddings.dtype)
+
+    def encode(self, text_or_tokens) -> np.ndarray:
+        """Text, one list of token ids, or [B,T] ids -> [B,T] int32. Raises ValueError for an empty prompt."""
+        if isinstance(text_or_tokens, str):
+            if self.tokenizer is None:
+                raise ValueError(f"{self.path} has no tokenizer.model: give token ids, or copy that file there")
+            text_or_tokens = self.tokenizer.encode(text_or_tokens)
+        tokens = np.atleast_2d(np.asarray(text_or_tokens, np.int32))
+        if tokens.size == 0:
+            raise ValueError("the prompt is empty: expected at least one token")
+        return tokens
+
+
+def load_and_convert_weights(path, dtype="bfloat16") -> XfmrWeights:
+    """The weights of an official checkpoint (a folder or a name) as JAX arrays of dtype on the default device.
+
+    One tensor at a time, so that the host holds at most the weights and one tensor; bfloat16 files go to bfloat16
+    arrays without a detour. Raises CheckpointError for whatever is wrong with the files.
+    """
+    folder = find_checkpoint(path)
+    config = load_config(folder)
+    verify_checksums(folder)
+    dtype = jnp.dtype(dtype)
+    if jnp.zeros((), dtype).dtype != dtype:
+        raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
+    arrays, embeddings = {}, None
+    for name, array in read_tensors(folder, config):
+        if name == "output.weight" and np.array_equal(array, embeddings):
+            arrays[name] = arrays["tok_embeddings.weight"]
+        else:
+            # a copy, never a view: JAX would alias the mapped file, which may change under it
+            arrays[name] = jnp.array(array.astype(dtype, copy=False), copy=True).block_until_ready()
+        embeddings = array if name == "tok_embeddings.weight" else embeddings
+    layer = lambda i: LayerWeights(**{f: arrays[f"layers.{i}.{_MODULE[f]}.weight"] for f in LayerWeights._fields})
+    return XfmrWeights(
+        arrays["tok_embeddings.weight"],
+        arrays["norm.weight"],
+        arrays["output.weight"],
+        tuple(layer(i) for i in range(config.n_layers)),
+    )
+
+
+_MODULE = (
+    {f: f"attention.{f}" for f in ("wq", "wk", "wv", "wo")}
+    | {f: f"feed_forward.{f}" for f in ("w1", "w2", "w3")}
+    | {f: f for f in ("attention_norm", "ffn_norm")}
+)
+
+
+def load_model(name, dtype="float32") -> Model:
+    """A model by official name ("Llama3.2-1B-Instruct"), by folder, or the demo ("SmolLM2-135M-Instruct").
+
+    Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
+    Raises CheckpointError, which says what to download when the model is not on this machine.
+    """
+    _use_compilation_cache()
+    folder = find_checkpoint(name)
+    config = load_config(folder)
+    tokenizer = Tokenizer(folder / "tokenizer.model") if (folder / "tokenizer.model").is_file() else None
+    return Model(config, load_and_convert_weights(folder, dtype), tokenizer, folder)
+
+
+def _use_compilation_cache():
+    import platformdirs
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("entropix_lab") / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def nbytes(weights) -> int:
+    """Bytes of a pytree of arrays, each array counted once however often it occurs."""
+    return sum(x.nbytes for x in {id(x): x for x in jax.tree.leaves(weights)}.values())
+
+
+def by_name(weights: XfmrWeights) -> dict[str, jax.Array]:
+    """The arrays under the names that they have in the file."""
+    named = {"tok_embeddings": weights.tok_embeddings, "norm": weights.norm, "output": weights.output}
+    for i, layer in enumerate(weights.layer_weights):
+        named |= {f"layers.{i}.{_MODULE[f]}": x for f, x in layer._asdict().items()}
+    return {f"{name}.weight": x for name, x in named.items()}

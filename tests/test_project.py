@@ -1,0 +1,90 @@
+"""The files around the package say the same things, and the notebooks are what they promise to be."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import entropix_lab as lab
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_environment_yml_installs_what_pyproject_names():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
+    assert python == "python=" + PROJECT["requires-python"].removeprefix(">=")
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert pip == ["--constraint constraints.txt", "--editable .[notebooks,test]"]
+    assert 'pip install --quiet --constraint constraints.txt --editable ".[notebooks,test]"' in (
+        ROOT / "Makefile"
+    ).read_text().replace("$(BIN)/", "")
+
+
+def test_constraints_lie_in_the_ranges():
+    from packaging.requirements import Requirement
+
+    wanted = [*PROJECT["dependencies"], *(r for rs in PROJECT["optional-dependencies"].values() for r in rs)]
+    ranges = {r.name.replace("_", "-"): r for r in map(Requirement, wanted) if not r.extras}
+    pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if line[:1] not in "#"]
+    for pin in pins:
+        name, version = pin.name.replace("_", "-"), str(pin.specifier).removeprefix("==")
+        assert name not in ranges or version in ranges[name].specifier, name
+
+
+def test_import_is_light():
+    code = "import sys, entropix_lab; sys.exit('torch' in sys.modules or 'llama_models' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_no_file_is_long():
+    lengths = {f.name: len(f.read_text().splitlines()) for f in (ROOT / "entropix_lab").rglob("*.py")}
+    assert max(lengths.values()) <= 360, lengths
+
+
+def test_ruff():
+    for command in (["check", "."], ["format", "--check", "entropix_lab", "tests", "benchmarks", "conftest.py"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *command], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+class TestNotebook:
+    @pytest.fixture
+    def code(self, path):
+        return [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+
+    def test_form(self, path):
+        cells = nbformat.read(path, 4).cells
+        assert cells[0].source.startswith(f"# {path.stem[:2]} ") and "| time |" in cells[0].source
+        assert "parameters" in cells[1].metadata.get("tags", [])
+        assert any(c.cell_type == "markdown" and c.source.startswith("## Recap") for c in cells[-4:])
+
+    def test_was_run_from_top_to_bottom(self, code):
+        assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+        assert not any(o.output_type == "error" for c in code for o in c.outputs)
+
+    def test_is_compared(self, code):
+        tags = [t for c in code for t in c.metadata.get("tags", [])]
+        assert "nbval-skip" not in tags and tags.count("nbval-ignore-output") * 3 < len(code)
+        verdicts = [c for c in code if any("PASS" in o.get("text", "") for o in c.outputs)]
+        assert sum("nbval-ignore-output" not in c.metadata.get("tags", []) for c in verdicts) >= 3
+
+    def test_code_comes_from_the_package(self, code):
+        for c in code:
+            tree = ast.parse(c.source)
+            for node in ast.walk(tree):
+                assert not isinstance(node, ast.ClassDef)
+                if isinstance(node, ast.FunctionDef):
+                    assert node.end_lineno - node.lineno < 5, node.name
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lab":
+                    assert hasattr(lab, node.attr), f"entropix_lab has no {node.attr}"
+            assert not re.search(r"^\s*[%!]|pip install|/home/|/root/|;\s*$", c.source, re.M)
