@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .rope import apply_rotary_emb, precompute_freqs_cis
+from .weights import linear
 
 
 class KVCache(NamedTuple):
@@ -37,11 +38,6 @@ def at_least_float32(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def linear(x, w):
-    """x [...,in] times a weight in Meta's layout [out,in]; a weight wider than x rounds its result to x's dtype."""
-    return (x @ w.T).astype(x.dtype)
-
-
 def rms_norm(x, weight, eps):
     """RMSNorm in Meta's order of casts: float32 inside, back to x's dtype, then the gain."""
     x32 = at_least_float32(x)
@@ -57,24 +53,27 @@ def write_rows(slots, rows, start_pos):
 def attention(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):
     B, T, _ = x.shape
     N, K, H = config.n_heads, config.n_kv_heads, config.head_dim
-    xq = tap("wq", linear(x, w.wq)).reshape(B, T, N, H)
-    xk = tap("wk", linear(x, w.wk)).reshape(B, T, K, H)
-    xv = tap("wv", linear(x, w.wv)).reshape(B, T, K, H)
+    xq, xk, xv = w.qkv(x)
+    xq = tap("wq", xq).reshape(B, T, N, H)
+    xk = tap("wk", xk).reshape(B, T, K, H)
+    xv = tap("wv", xv).reshape(B, T, K, H)
     xq = tap("xq_rope", apply_rotary_emb(xq, *freqs_cis))
     xk = tap("xk_rope", apply_rotary_emb(xk, *freqs_cis))
 
     keys, values = write_rows(cache_k, xk, start_pos), write_rows(cache_v, xv, start_pos)
     # query head n reads key/value head n // G: no copies of the keys are made
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", xq.reshape(B, T, K, N // K, H), keys)
+    xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys)
     scores = (at_least_float32(scores) / math.sqrt(H)).astype(x.dtype)
     scores = tap("scores", jnp.where(live, scores, -jnp.inf))
     probs = tap("probs", jax.nn.softmax(at_least_float32(scores), axis=-1).astype(x.dtype))
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", probs, values).reshape(B, T, N * H)
+    out = jnp.einsum("BKGTS,BSKH->BKGTH", probs, values).transpose(0, 3, 1, 2, 4).reshape(B, T, N * H)
     return tap("wo", linear(out, w.wo)), keys, values
 
 
 def feed_forward(w, x, tap):
-    gate, up = tap("w1", linear(x, w.w1)), tap("w3", linear(x, w.w3))
+    gate, up = w.gate_up(x)
+    gate, up = tap("w1", gate), tap("w3", up)
     gate = jax.nn.silu(at_least_float32(gate)).astype(x.dtype)
     return tap("w2", linear(gate * up, w.w2))
 

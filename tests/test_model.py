@@ -128,7 +128,7 @@ def test_dtypes(tiny):
 def test_a_widened_weight_gives_the_rounded_product():
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in ((3, 64), (16, 64)))
-    got = m.linear(x, w.astype(jnp.float32))
+    got = lab.weights.linear(x, w.astype(jnp.float32))
     exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64).T
     assert got.dtype == jnp.bfloat16 and (got == jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16)).mean() > 0.95
 

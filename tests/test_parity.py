@@ -1,5 +1,6 @@
 """Our forward beside Meta's own, every tap, on tiny random checkpoints in the official format and on the demo model."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -102,3 +103,16 @@ def test_the_jitted_programs_do_not_depend_on_the_default_precision(demo, demo_r
     tokens = demo.encode("Rounding, and nothing else.")
     with jax.default_matmul_precision("bfloat16"):
         assert lab.compare(demo, demo_reference, tokens).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_that_generate_uses_are_the_same_model(tiny_checkpoint, dtype):
+    folder = tiny_checkpoint(dtype, tied=False)
+    model = lab.load_model(folder, dtype)
+    fused = dataclasses.replace(model, weights=model.decode_weights)
+    taps, want = our_taps(fused, TOKENS), lab.load_reference(folder, dtype).taps(TOKENS)
+    assert list(taps) == list(want)
+    for name, theirs in want.items():
+        x, y = per_position(name, taps[name]), per_position(name, theirs)
+        error = np.linalg.norm(x - y, axis=-1) / np.linalg.norm(y, axis=-1)
+        assert error.max() < (5e-6 if dtype == "float32" else 1.5e-2), name
