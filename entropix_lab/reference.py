@@ -70,6 +70,17 @@ class Reference:
         with _single_rank():
             return self.transformer.forward(ids, start_pos).float().cpu().numpy()
 
+    def greedy(self, tokens, max_new_tokens: int) -> np.ndarray:
+        """Free-running greedy decoding of one prompt [T] through Meta's own cache -> the new ids."""
+        new = []
+        with _single_rank():
+            logits = self.logits(tokens)
+            for i in range(max_new_tokens):
+                new.append(int(logits[0, -1].argmax()))
+                if i + 1 < max_new_tokens:
+                    logits = self.logits([new[-1:]], len(tokens) + i)
+        return np.array(new, np.int32)
+
     def taps(self, tokens, start_pos: int = 0) -> "OrderedDict[str, np.ndarray]":
         """Every value of a pass, float32, in the order of execution, named as in model.xfmr_with_taps.
 

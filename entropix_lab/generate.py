@@ -1,0 +1,265 @@
+"""Multi-token generation: prefill and decode are one compiled step, rows of a batch are independent of each other."""
+
+import codecs
+import html
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .compare import EXACT
+from .model import KVCache, head, no_tap, transformer
+from .samplers import greedy
+
+# Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
+ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
+SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One row: what was generated, and what the model thought of it.
+
+    tokens: the new ids, the stop token included; text: theirs, without it; logprobs: of each chosen token under the
+    model (nats, whatever the sampler did); margins: between the two largest logits of each step; ties: steps where
+    that margin is within rounding, so that another right program may choose otherwise; finish_reason: "stop",
+    "length" (max_new_tokens) or "max_seq_len"; timing: seconds for the whole batch ("first_token_s", "decode_s") and
+    this row's "tokens_per_s" after the first token.
+    """
+
+    prompt: str
+    prompt_tokens: np.ndarray
+    tokens: np.ndarray
+    text: str
+    logprobs: np.ndarray
+    margins: np.ndarray
+    ties: np.ndarray
+    finish_reason: str
+    seed: int
+    timing: dict = field(default_factory=dict)
+    trace: object = None
+
+    def __repr__(self):
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, {self.finish_reason})"
+
+    def _repr_html_(self):
+        rate = f", {self.timing['tokens_per_s']:.1f} tokens/s" if self.timing.get("tokens_per_s") else ""
+        return (
+            '<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">'
+            f'<span style="opacity:.55">{html.escape(self.prompt)}</span><b>{html.escape(self.text)}</b></div>'
+            f"<small>{len(self.prompt_tokens)} + {len(self.tokens)} tokens, {self.finish_reason}, mean log-probability "
+            f"{self.logprobs.mean():.2f} nats{rate}</small>"
+        )
+
+
+def generate(
+    model,
+    prompts,
+    max_new_tokens: int = 64,
+    sampler=greedy(),  # noqa: B008 (a frozen dataclass)
+    seed=0,
+    stream=None,
+    stop=None,
+    max_seq_len: int = 8192,
+    progress: bool | None = None,
+) -> list[Generation]:
+    """Continue one prompt or a batch of prompts of any lengths: a Generation for each, in their order.
+
+    prompts: a text, a list of texts, token ids, or a list of token ids. Each row gives the tokens that it would give
+    alone (but for ties, see Generation): its randomness depends on its own seed and step, not on its place.
+    seed: one for all rows, or one to each (``seed=range(8)`` with eight times the same prompt gives eight samples).
+    stream: True prints the text as it comes; or a function (row, text), called with whole characters only.
+    stop: token ids or strings that end a row; None for the model's stop tokens, () for none.
+    max_seq_len: a row that reaches it stops. It costs nothing: the cache grows with what is used.
+    progress: a bar on stderr; None shows one for batches in a terminal.
+
+    Raises ValueError for an empty prompt, one that leaves no room below max_seq_len, max_new_tokens below 1, a seed
+    count that is not the prompt count, or text without a tokenizer.
+    """
+    rows = _rows(model, prompts)
+    seeds = [int(s) for s in seed] if hasattr(seed, "__iter__") else [int(seed)] * len(rows)
+    _check(rows, seeds, max_new_tokens, max_seq_len)
+    if hasattr(sampler, "bind"):
+        sampler = sampler.bind(model.tokenizer)
+    writers = [_Writer(model, i, stop, stream) for i in range(len(rows))]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    show = progress if progress is not None else sys.stderr.isatty() and len(rows) > 1 and stream is None
+    steps = _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len)
+    started, first_token = time.perf_counter(), None
+    with _bar(show, max_new_tokens) as bar:
+        for count, out in enumerate(steps):
+            out = jax.device_get(out)
+            first_token = first_token or time.perf_counter()
+            for i, writer in enumerate(writers):
+                if writer.finish_reason is None:
+                    writer.take({name: x[i] for name, x in out.items()})
+                    if writer.finish_reason is None and lengths[i] + count + 1 >= max_seq_len:
+                        writer.finish("max_seq_len")
+            bar.update()
+            if all(writer.finish_reason for writer in writers):
+                break
+    decode_s = time.perf_counter() - first_token
+    timing = {"first_token_s": first_token - started, "decode_s": decode_s}
+    return [w.generation(row, s, timing) for w, row, s in zip(writers, rows, seeds, strict=True)]
+
+
+def chat(model, messages, **options) -> Generation:
+    """The assistant's answer to a conversation: a string, or dicts {"role", "content"}; options as for generate."""
+    return generate(model, model.tokenizer.encode_dialog_prompt(messages), **options)[0]
+
+
+@partial(jax.jit, static_argnames=("config", "sampler"), donate_argnames="cache", compiler_options=EXACT)
+def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count):
+    """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
+
+    Prefill and decode are this one function. Returns (what the host wants to know of each row, cache, state).
+    """
+    x, cache = transformer(weights, config, tokens, start_pos, cache, no_tap)
+    logits = head(weights, config, jnp.take_along_axis(x, last[:, None, None], axis=1), no_tap)[:, 0]
+    logits = logits.astype(jnp.float32)
+    log_p = jax.nn.log_softmax(logits)
+    keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
+    token, state, info = sampler(logits, _metrics(log_p), state, keys)
+    best = jax.lax.top_k(logits, 2)[0]
+    out = {
+        "token": token,
+        "logprob": jnp.take_along_axis(log_p, token[:, None], axis=1)[:, 0],
+        "margin": best[:, 0] - best[:, 1],
+        "tie": best[:, 0] - best[:, 1] <= ROUNDING[str(x.dtype)] * jnp.abs(logits).max(-1),
+    }
+    return out | {f"info.{name}": value for name, value in info.items()}, cache, state
+
+
+def _metrics(log_p):
+    p = jnp.exp(log_p)
+    surprise = jnp.where(p > 0, -log_p, 0)
+    entropy = jnp.sum(p * surprise, -1)
+    return {"entropy": entropy, "varentropy": jnp.sum(p * (surprise - entropy[:, None]) ** 2, -1)}
+
+
+def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len):
+    """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
+
+    Prompts are padded to a power of two, and so is the cache, which is doubled when it is full: few programs are
+    compiled, and early tokens do not pay for slots that nothing uses yet. What padding writes lies beyond a row's
+    length, where nothing reads it before it is overwritten.
+    """
+    weights, config = model.decode_weights, model.config
+    B, T = len(rows), min(_bucket(lengths.max(), SMALLEST_PROMPT), max_seq_len)
+    tokens = np.zeros((B, T), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    slots = lambda n: min(_bucket(n, SMALLEST_CACHE), max_seq_len)
+    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
+    state, seeds = sampler.init(B), np.array(seeds, np.uint32)
+    precision = "highest" if model.dtype == "float32" else None
+    with jax.default_matmul_precision(precision):
+        out, cache, state = _step(
+            weights, config, sampler, tokens, np.zeros(B, np.int32), lengths - 1, cache, state, seeds, 0
+        )
+    for count in range(1, max_new_tokens + 1):
+        position = lengths + np.int32(count - 1)
+        if count == max_new_tokens or position.min() >= max_seq_len:
+            break
+        if position.max() >= cache.max_seq_len:
+            cache = _grow(cache, slots(position.max() + 1))
+        with jax.default_matmul_precision(precision):
+            token, last = out["token"][:, None], np.zeros(B, np.int32)
+            ahead, cache, state = _step(weights, config, sampler, token, position, last, cache, state, seeds, count)
+        yield out
+        out = ahead
+    yield out
+
+
+def _bucket(n, least) -> int:
+    return max(least, 1 << (int(n) - 1).bit_length())
+
+
+def _grow(cache, max_seq_len):
+    more = max(0, max_seq_len - cache.max_seq_len)
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))), cache)
+
+
+class _Writer:
+    """Collects one row's steps, finds its end, and hands on whole characters."""
+
+    def __init__(self, model, row, stop, stream):
+        self.model, self.row, self.finish_reason = model, row, None
+        self.steps, self.text = [], ""
+        stop = (model.tokenizer.stop_tokens if model.tokenizer else ()) if stop is None else stop
+        stop = (stop,) if isinstance(stop, str | int) else stop
+        self.stop_tokens = {int(s) for s in stop if not isinstance(s, str)}
+        self.stop_texts = [s for s in stop if isinstance(s, str)]
+        self.stream = (lambda row, text: print(text, end="", flush=True)) if stream is True else stream
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def take(self, step):
+        self.steps.append(step)
+        if int(step["token"]) in self.stop_tokens:
+            return self.finish("stop")
+        if self.model.tokenizer is not None:
+            self._write(self.decoder.decode(self.model.tokenizer.decode_bytes(int(step["token"]))))
+
+    def finish(self, reason):
+        if reason != "stop":
+            self._write(self.decoder.decode(b"", final=True))
+        self.finish_reason = reason
+
+    def _write(self, piece):
+        before = len(self.text)
+        self.text += piece
+        ends = [i for i in (self.text.find(s, max(0, before - len(s))) for s in self.stop_texts) if i >= 0]
+        if ends:
+            self.text = self.text[: min(ends)]
+            self.finish_reason = "stop"
+        if self.stream and self.text[before:]:
+            self.stream(self.row, self.text[before:])
+
+    def generation(self, row, seed, timing):
+        if self.finish_reason is None:
+            self.finish("length")
+        of = lambda name: np.array([step[name] for step in self.steps])
+        after_first = max(0, len(self.steps) - 1)
+        rate = after_first / timing["decode_s"] if after_first and timing["decode_s"] > 0 else None
+        return Generation(
+            prompt=self.model.tokenizer.decode(row) if self.model.tokenizer else str(list(row)),
+            prompt_tokens=np.array(row, np.int32),
+            tokens=of("token").astype(np.int32),
+            text=self.text,
+            logprobs=of("logprob"),
+            margins=of("margin"),
+            ties=np.flatnonzero(of("tie")),
+            finish_reason=self.finish_reason,
+            seed=seed,
+            timing=timing | {"tokens_per_s": rate},
+        )
+
+
+def _rows(model, prompts) -> list[np.ndarray]:
+    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
+    return [model.encode(p)[0] for p in ([prompts] if one else prompts)]
+
+
+def _check(rows, seeds, max_new_tokens, max_seq_len):
+    if not rows:
+        raise ValueError("expected at least one prompt, found an empty list")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
+    if len(seeds) != len(rows):
+        raise ValueError(f"expected one seed, or one to each of the {len(rows)} prompts, found {len(seeds)}")
+    for i, row in enumerate(rows):
+        if len(row) >= max_seq_len:
+            raise ValueError(
+                f"prompt {i} has {len(row)} tokens, which leaves no room below max_seq_len={max_seq_len}: "
+                "shorten it, or pass a larger max_seq_len"
+            )
+
+
+def _bar(show, total):
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="token", disable=not show, file=sys.stderr)
