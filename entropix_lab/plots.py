@@ -86,6 +86,39 @@ def stream_norms(taps):
 
 
 @styled
+def cache_timing(t):
+    """Milliseconds a token against the position, from a dict: "positions", "cached" and "recompute" (seconds at each;
+    recompute may be NaN), "limit" (seconds that reading the memory takes)."""
+    fig, axes = _figure(1, 2, figsize=(11, 3.8))
+    positions, ms = np.array(t["positions"]), lambda name: 1e3 * np.array(t[name])
+    ax = axes[0]
+    ax.plot(positions, ms("recompute"), "s--", color=BLUE, label="computing everything again")
+    ax.plot(positions, ms("cached"), "o-", color=RED, label="with the KV cache")
+    ax.set(xscale="log", yscale="log", xlabel="position (tokens before)", ylabel="ms a token", title="Cost of one more token")
+    ax.legend()
+    ax = axes[1]
+    ax.plot(positions, ms("cached"), "o-", color=RED, label="with the KV cache")
+    ax.plot(positions, ms("limit"), ":", color="black", label="reading weights and cache once")
+    ax.set(xlabel="position (tokens before)", ylabel="ms a token", title="The cached token and its limit")
+    ax.set_ylim(0, None)
+    ax.legend(loc="lower right")
+    return axes
+
+
+@styled
+def margins(generations, rounding=1e-5):
+    """How many steps had what margin between the two largest logits; dashed: rounding times a logit of 30."""
+    values = np.concatenate([g.margins for g in generations])
+    fig, ax = _figure(figsize=(7, 2.8))
+    ax.hist(np.maximum(values, 1e-6), np.geomspace(1e-6, max(values.max(), 1) * 1.1, 50), color=BLUE)
+    ax.axvline(30 * rounding, color="black", ls="--", lw=1.2, label="rounding")
+    ax.set(xscale="log", yscale="log", xlabel="margin between the two largest logits", ylabel="steps")
+    ax.set_title(f"{len(values)} steps, the closest {values.min():.1e}")
+    ax.legend()
+    return ax
+
+
+@styled
 def tensor_sizes(config):
     """Parameters of a model by kind of weight, in millions, from its config."""
     D, F, KH, L = config.dim, config.ffn_dim, config.n_kv_heads * config.head_dim, config.n_layers

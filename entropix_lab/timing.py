@@ -1,0 +1,74 @@
+"""What a token costs: with the cache, by computing everything again, and by the memory that has to be read."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .generate import SMALLEST_CACHE, SMALLEST_PROMPT, _bucket, _step, generate
+from .model import KVCache
+from .samplers import greedy
+from .weights import nbytes
+
+
+def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, repeats: int = 7) -> np.ndarray:
+    """Median seconds for one more token of each row after `position` tokens, for each of positions, without compilation.
+
+    cached: one new token against a cache that holds the rest. Otherwise everything is computed again, done well: the
+    same compiled step, prompts padded to a power of two, the output head on the last token only.
+    """
+    return np.array([_seconds(model, int(p), batch, cached, repeats) for p in positions])
+
+
+def _seconds(model, position, batch, cached, repeats):
+    T = 1 if cached else _bucket(position, SMALLEST_PROMPT)
+    start_pos = np.full(batch, position if cached else 0, np.int32)
+    last = np.full(batch, 0 if cached else position - 1, np.int32)
+    slots = _bucket(position + 1, SMALLEST_CACHE) if cached else T
+    noise = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)  # zeros would share one page of memory
+    cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype))
+    tokens, seeds, times = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32), []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
+            out, cache, _ = _step(
+                model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0
+            )
+        jax.block_until_ready(out)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))  # the first one compiles
+
+
+def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:
+    """Bytes per second at which this device reads a matrix far larger than its caches, in a product with a vector."""
+    matrix = jnp.ones((megabytes * 1_000_000 // 4 // 4096, 4096), jnp.float32)
+    vector, product = jnp.ones(4096, jnp.float32), jax.jit(jnp.dot)
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        product(matrix, vector).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return matrix.nbytes / float(np.median(times[1:]))
+
+
+def cache_bytes(config, slots: int, batch: int = 1, dtype="float32") -> int:
+    """Bytes of a KV cache: keys and values of every layer, head and slot."""
+    return 2 * config.n_layers * batch * slots * config.n_kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+def bytes_per_token(model, position: int) -> int:
+    """What a single token must read: every weight once (of the embeddings one row), and the cache up to position."""
+    weights = model.decode_weights
+    read = nbytes(weights._replace(tok_embeddings=None))
+    return read + cache_bytes(model.config, position, dtype=model.dtype)
+
+
+def rate(model, batch: int, first: int = 32, new_tokens: int = 64, repeats: int = 3) -> float:
+    """Tokens per second of generate for a batch of random prompts of `first` tokens, after the first token (median)."""
+    prompts = np.random.default_rng(0).integers(3, model.config.vocab_size, (batch, first))
+    rates = []
+    for _ in range(repeats + 1):
+        out = generate(model, prompts, new_tokens, stop=())
+        rates.append(batch * (new_tokens - 1) / out[0].timing["decode_s"])
+    return float(np.median(rates[1:]))
