@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compare import EXACT
+from .draw import likeliest
 from .model import KVCache, head, no_tap, transformer
 from .samplers import greedy
 
@@ -124,7 +125,7 @@ def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
     token, state, info = sampler(logits, _metrics(log_p), state, keys)
-    best = jax.lax.top_k(logits, 2)[0]
+    best, _ = likeliest(logits, 2)
     out = {
         "token": token,
         "logprob": jnp.take_along_axis(log_p, token[:, None], axis=1)[:, 0],

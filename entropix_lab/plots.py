@@ -94,7 +94,13 @@ def cache_timing(t):
     ax = axes[0]
     ax.plot(positions, ms("recompute"), "s--", color=BLUE, label="computing everything again")
     ax.plot(positions, ms("cached"), "o-", color=RED, label="with the KV cache")
-    ax.set(xscale="log", yscale="log", xlabel="position (tokens before)", ylabel="ms a token", title="Cost of one more token")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="position (tokens before)",
+        ylabel="ms a token",
+        title="Cost of one more token",
+    )
     ax.legend()
     ax = axes[1]
     ax.plot(positions, ms("cached"), "o-", color=RED, label="with the KV cache")
