@@ -13,7 +13,7 @@ from .weights import nbytes
 
 
 def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, repeats: int = 7) -> np.ndarray:
-    """Median seconds for one more token of each row after `position` tokens, for each of positions, without compilation.
+    """Median seconds for one more token of each row after each of positions (tokens before), without compilation.
 
     cached: one new token against a cache that holds the rest. Otherwise everything is computed again, done well: the
     same compiled step, prompts padded to a power of two, the output head on the last token only.
