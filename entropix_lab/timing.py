@@ -40,6 +40,11 @@ def _seconds(model, position, batch, cached, repeats):
     return float(np.median(times[1:]))  # the first one compiles
 
 
+def programs() -> int:
+    """How many programs generate has compiled in this process."""
+    return _step._cache_size()
+
+
 def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:
     """Bytes per second at which this device reads a matrix far larger than its caches, in a product with a vector."""
     matrix = jnp.ones((megabytes * 1_000_000 // 4 // 4096, 4096), jnp.float32)
