@@ -13,8 +13,10 @@ import numpy as np
 
 from .compare import EXACT
 from .draw import likeliest
+from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from .model import KVCache, head, no_tap, transformer
 from .samplers import greedy
+from .trace import Trace, new_trace
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
 ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
@@ -29,7 +31,7 @@ class Generation:
     model (nats, whatever the sampler did); margins: between the two largest logits of each step; ties: steps where
     that margin is within rounding, so that another right program may choose otherwise; finish_reason: "stop",
     "length" (max_new_tokens) or "max_seq_len"; timing: seconds for the whole batch ("first_token_s", "decode_s") and
-    this row's "tokens_per_s" after the first token.
+    this row's "tokens_per_s" after the first token; trace: a Trace of the tokens, when generate was asked for it.
     """
 
     prompt: str
@@ -42,7 +44,7 @@ class Generation:
     finish_reason: str
     seed: int
     timing: dict = field(default_factory=dict)
-    trace: object = None
+    trace: Trace | None = None
 
     def __repr__(self):
         return f"Generation({self.text!r}, {len(self.tokens)} tokens, {self.finish_reason})"
@@ -67,6 +69,7 @@ def generate(
     stop=None,
     max_seq_len: int = 8192,
     progress: bool | None = None,
+    trace: bool | str = False,
 ) -> list[Generation]:
     """Continue one prompt or a batch of prompts of any lengths: a Generation for each, in their order.
 
@@ -77,6 +80,8 @@ def generate(
     stop: token ids or strings that end a row; None for the model's stop tokens, () for none.
     max_seq_len: a row that reaches it stops. It costs nothing: the cache grows with what is used.
     progress: a bar on stderr; None shows one for batches in a terminal.
+    trace: True keeps entropies, attention metrics and what the sampler reports of every token; "lens" the logit lens
+    too, which costs as many output heads to a token as the model has layers.
 
     Raises ValueError for an empty prompt, one that leaves no room below max_seq_len, max_new_tokens below 1, a seed
     count that is not the prompt count, or text without a tokenizer.
@@ -89,7 +94,7 @@ def generate(
     writers = [_Writer(model, i, stop, stream) for i in range(len(rows))]
     lengths = np.array([len(row) for row in rows], np.int32)
     show = progress if progress is not None else sys.stderr.isatty() and len(rows) > 1 and stream is None
-    steps = _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len)
+    steps = _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace)
     started, first_token = time.perf_counter(), None
     with _bar(show, max_new_tokens) as bar:
         for count, out in enumerate(steps):
@@ -113,18 +118,23 @@ def chat(model, messages, **options) -> Generation:
     return generate(model, model.tokenizer.encode_dialog_prompt(messages), **options)[0]
 
 
-@partial(jax.jit, static_argnames=("config", "sampler"), donate_argnames="cache", compiler_options=EXACT)
-def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count):
+@partial(jax.jit, static_argnames=("config", "sampler", "trace"), donate_argnames="cache", compiler_options=EXACT)
+def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False):
     """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
 
     Prefill and decode are this one function. Returns (what the host wants to know of each row, cache, state).
     """
-    x, cache = transformer(weights, config, tokens, start_pos, cache, no_tap)
+    needs = getattr(sampler, "needs", ())
+    found, tap = collector(last) if trace or needs else ({}, no_tap)
+    x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     logits = head(weights, config, jnp.take_along_axis(x, last[:, None, None], axis=1), no_tap)[:, 0]
     logits = logits.astype(jnp.float32)
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
-    token, state, info = sampler(logits, _metrics(log_p), state, keys)
+    entropy, varentropy = entropy_varentropy(logits)
+    metrics, attention = {"entropy": entropy, "varentropy": varentropy}, attention_metrics(found)
+    needed = {name: attention[name][:, 0] for name in (attention if trace else needs)}
+    token, state, info = sampler(logits, metrics | needed, state, keys)
     best, _ = likeliest(logits, 2)
     out = {
         "token": token,
@@ -132,17 +142,14 @@ def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds
         "margin": best[:, 0] - best[:, 1],
         "tie": best[:, 0] - best[:, 1] <= ROUNDING[str(x.dtype)] * jnp.abs(logits).max(-1),
     }
-    return out | {f"info.{name}": value for name, value in info.items()}, cache, state
+    if trace:
+        metrics |= chosen_metrics(logits, token) | needed
+        metrics |= {"lens_entropy": lens_entropy(weights, config, found)[:, 0]} if trace == "lens" else {}
+        out |= {f"trace.{name}": x for name, x in metrics.items()} | {f"info.{name}": x for name, x in info.items()}
+    return out, cache, state
 
 
-def _metrics(log_p):
-    p = jnp.exp(log_p)
-    surprise = jnp.where(p > 0, -log_p, 0)
-    entropy = jnp.sum(p * surprise, -1)
-    return {"entropy": entropy, "varentropy": jnp.sum(p * (surprise - entropy[:, None]) ** 2, -1)}
-
-
-def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len):
+def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=False):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
     Prompts are padded to a power of two, and so is the cache, which is doubled when it is full: few programs are
@@ -160,7 +167,7 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len):
     precision = "highest" if model.dtype == "float32" else None
     with jax.default_matmul_precision(precision):
         out, cache, state = _step(
-            weights, config, sampler, tokens, np.zeros(B, np.int32), lengths - 1, cache, state, seeds, 0
+            weights, config, sampler, tokens, np.zeros(B, np.int32), lengths - 1, cache, state, seeds, 0, trace
         )
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
@@ -170,7 +177,9 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len):
             cache = _grow(cache, slots(position.max() + 1))
         with jax.default_matmul_precision(precision):
             token, last = out["token"][:, None], np.zeros(B, np.int32)
-            ahead, cache, state = _step(weights, config, sampler, token, position, last, cache, state, seeds, count)
+            ahead, cache, state = _step(
+                weights, config, sampler, token, position, last, cache, state, seeds, count, trace
+            )
         yield out
         out = ahead
     yield out
@@ -225,6 +234,8 @@ class _Writer:
             self.finish("length")
         of = lambda name: np.array([step[name] for step in self.steps])
         after_first = max(0, len(self.steps) - 1)
+        under = lambda prefix: {n.removeprefix(prefix): of(n) for n in self.steps[0] if n.startswith(prefix)}
+        trace = under("trace.") and new_trace(self.model, row, of("token"), under("trace."), under("info."))
         rate = after_first / timing["decode_s"] if after_first and timing["decode_s"] > 0 else None
         return Generation(
             prompt=self.model.tokenizer.decode(row) if self.model.tokenizer else str(list(row)),
@@ -237,6 +248,7 @@ class _Writer:
             finish_reason=self.finish_reason,
             seed=seed,
             timing=timing | {"tokens_per_s": rate},
+            trace=trace or None,
         )
 
 
