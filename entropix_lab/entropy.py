@@ -104,10 +104,9 @@ def _reductions(scores):
     some = jnp.maximum(rest, jnp.finfo(jnp.float32).tiny)
     without = jnp.where(rest > 0, log_total + jnp.log(some) - (mean - sink * z[..., 0]) / some, 0)
 
-    B, K, G, T, S = p.shape
-    heads = p.reshape(B, K * G, T, S)
-    average = sum(heads[:, n] for n in range(K * G)) / (K * G)
-    distances = sum(jnp.sum(jnp.abs(heads[:, n] - average), -1) for n in range(K * G)) / 2
+    B, K, G, T, _ = p.shape
+    average = jnp.einsum("BKGTS,KG->BTS", p, jnp.full((K, G), 1 / (K * G), p.dtype))
+    distances = jnp.sum(jnp.abs(p - average[:, None, None]), -1) / 2
     live = scores[:, 0, 0] > -jnp.inf
     magnitudes = jnp.sum(jnp.where(live[:, None, None], jnp.abs(scores), 0), -1)
     by_head = lambda x: jnp.moveaxis(x.reshape(B, K * G, T), 1, 2)
@@ -116,7 +115,7 @@ def _reductions(scores):
         "attention_varentropy": by_head(jnp.maximum(varentropy, 0)),
         "attention_rest": by_head(without),
         "attention_sink": by_head(sink),
-        "head_disagreement": distances / (K * G),
+        "head_disagreement": jnp.mean(distances, (1, 2)),
         "score_magnitude": jnp.mean(magnitudes, (1, 2)) / jnp.sum(live, -1),
     }
 
