@@ -1,6 +1,6 @@
 """Llama in JAX, shown to be Meta's model op by op, for the study of entropy and varentropy."""
 
-from . import checkpoint, demo, entropy, plots, rope, samplers, timing, verdict, weights
+from . import calibration, checkpoint, demo, entropy, plots, rope, samplers, timing, verdict, weights
 from .checkpoint import load_config
 from .compare import Report, compare
 from .config import CheckpointError, LlamaConfig

@@ -1,34 +1,24 @@
-"""Data in, matplotlib Axes out; one function to a figure. Colours are Okabe and Ito's, lines differ in style too."""
+"""Data in, matplotlib Axes out; one function to a figure."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-STYLE = {
-    "figure.dpi": 110,
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "legend.frameon": False,
-}
+from .plots_entropy import (
+    attention_entropy,
+    attention_positions,
+    entropy_trace,
+    lens_entropy,
+    prediction,
+    quadrants,
+    token_heat,
+    two_outcomes,
+)
+from .style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, styled
+from .style import figure as _figure
 
 OPS = (
     "attention_norm attention.wq attention.wk attention.wv attention.xq_rope attention.xk_rope attention.scores "
     "attention.probs attention.wo h_attn ffn_norm feed_forward.w1 feed_forward.w3 feed_forward.w2"
 ).split() + [""]
-
-
-styled = plt.rc_context(STYLE)
-
-
-def _figure(*args, **kwargs):
-    return plt.subplots(*args, layout="constrained", **kwargs)
 
 
 @styled
