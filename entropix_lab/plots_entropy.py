@@ -8,6 +8,7 @@ from .style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure, styled
 
 MARKERS = "os^Dv"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE)
+BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, low or high varentropy; none of them
 GROUND = "YlOrBr"  # text stays black on it, and it survives greyscale
 
 
@@ -50,16 +51,10 @@ def entropy_trace(gen):
     if "branch" in trace.info:
         for branch in np.unique(trace.info["branch"]):
             where = at[trace.info["branch"] == branch]
-            axes[1].plot(where, np.zeros(len(where)), "s", ms=6, color=COLOURS[branch], label=_branch(branch))
+            axes[1].plot(where, np.zeros(len(where)), "s", ms=6, color=COLOURS[branch], label=BRANCHES[branch])
         axes[1].legend(loc="upper right", ncols=5, fontsize=8)
     _token_axis(axes[1], trace)
     return axes
-
-
-def _branch(index) -> str:
-    from .samplers import BRANCHES
-
-    return BRANCHES[index]
 
 
 @styled
@@ -78,7 +73,7 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     by_branch = all("branch" in t.info for t in traces.values())
     sizes = [len(t) for t in traces.values()]
     kinds = join(lambda t: t.info["branch"]) if by_branch else np.repeat(np.arange(len(traces)), sizes)
-    name = _branch if by_branch else lambda i: str(list(traces)[i])
+    name = BRANCHES.__getitem__ if by_branch else lambda i: str(list(traces)[i])
 
     fig, ax = figure(figsize=(8, 5.4))
     for i in np.unique(kinds):

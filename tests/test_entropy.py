@@ -361,3 +361,29 @@ def test_sampler_gets_what_it_needs(tiny32):
             return jnp.argmax(logits, -1).astype(jnp.int32), state, {}
 
     assert len(lab.generate(tiny32, [1, 2], 3, Reads())[0].tokens) == 3
+
+
+class TestPlots:
+    @pytest.fixture(scope="class")
+    def trace(self, tiny32):
+        trace = lab.trace_text(tiny32, tokens_for(tiny32, 1, 30), lens=True)
+        trace.info["branch"] = np.arange(29) % 5
+        return trace
+
+    def test_they_draw_what_is_there(self, trace):
+        ax = lab.plots.entropy_trace(trace)[0]
+        np.testing.assert_array_equal(ax.lines[0].get_ydata(), trace.entropy)
+        np.testing.assert_array_equal(ax.lines[1].get_ydata(), trace.surprisal)
+        points = np.concatenate([c.get_offsets() for c in lab.plots.quadrants([trace, trace]).collections])
+        assert len(points) == 58 and sorted(points[:, 0]) == sorted(np.tile(trace.entropy, 2).astype(float))
+        image = lab.plots.lens_entropy(trace).images[0]
+        np.testing.assert_array_equal(image.get_array(), trace.lens_entropy.T)
+        panels = lab.plots.attention_entropy(trace)
+        np.testing.assert_allclose(panels[2].images[0].get_array(), trace.attention_sink.mean(0))
+        assert "".join(t.get_text() for t in lab.plots.token_heat(trace).texts) == "".join(trace.pieces)
+
+    def test_they_say_what_is_missing(self, tiny32):
+        with pytest.raises(ValueError, match="trace=True"):
+            lab.plots.entropy_trace(lab.generate(tiny32, [1], 2)[0])
+        with pytest.raises(ValueError, match="lens=True"):
+            lab.plots.lens_entropy(lab.trace_text(tiny32, [1, 2, 3]))
