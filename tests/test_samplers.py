@@ -1,6 +1,9 @@
-"""Samplers draw from the distributions that define them and decide each row alone."""
+"""Samplers draw from the distributions that define them, decide each row alone, and branch as published."""
 
+import functools
+import math
 import textwrap
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,9 @@ import entropix_lab as lab
 from entropix_lab import samplers
 from entropix_lab.draw import draw, likeliest, nucleus_floor
 
+GOLDEN = np.load(Path(__file__).parent / "golden" / "samplers.npz")
+BITS = math.log(2)
+
 
 def metrics(logits):
     log_p = jax.nn.log_softmax(logits, -1)
@@ -21,32 +27,35 @@ def metrics(logits):
     return {"entropy": entropy, "varentropy": jnp.sum(p * (surprisal - entropy[:, None]) ** 2, -1)}
 
 
+@functools.cache
+def compiled(sampler):
+    return jax.jit(lambda logits, state, keys: sampler(logits, metrics(logits), state, keys))
+
+
 def run(sampler, logits, state=None, seed=0):
     """One step on logits [B,V], row i with its own key."""
     logits = jnp.asarray(logits, jnp.float32)
     keys = jax.random.split(jax.random.key(seed), len(logits))
     state = sampler.init(len(logits)) if state is None else state
-    step = jax.jit(lambda logits, state, keys: sampler(logits, metrics(logits), state, keys))
-    return step(logits, state, keys)
+    return compiled(sampler)(logits, state, keys)
 
 
 def counts(sampler, logits, n=1_000_000, rows=20_000):
-    """How often each token of one distribution [V] is drawn in n draws."""
-    logits = jnp.asarray(logits, jnp.float32)
-    batch = jnp.broadcast_to(logits, (rows, len(logits)))
+    """How often each token of one distribution [V] is drawn in n draws, each with a key of its own."""
+    logits = jnp.asarray(logits, jnp.float32)[None]
 
     @jax.jit
-    def some(batch, key):  # an argument: XLA would spend its time on folding a constant batch
-        keys = jax.random.split(key, rows)
-        token, _, _ = sampler(batch, metrics(logits[None]), sampler.init(rows), keys)
-        return jnp.zeros(len(logits), jnp.int32).at[token].add(1)
+    def some(key):
+        one = lambda key: sampler(logits, metrics(logits), sampler.init(1), key[None])[0][0]
+        token = jax.vmap(one)(jax.random.split(key, rows))
+        return jnp.bincount(token, length=logits.shape[-1])
 
-    return sum(np.asarray(some(batch, key), np.int64) for key in jax.random.split(jax.random.key(1), n // rows))
+    return sum(np.asarray(some(key), np.int64) for key in jax.random.split(jax.random.key(1), n // rows))
 
 
 def by_definition(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     """The probabilities in float64, by sorting."""
-    p = stats_softmax(np.asarray(logits, np.float64) / temperature)
+    p = softmax64(np.asarray(logits, np.float64) / temperature)
     order = np.argsort(-p, kind="stable")
     if top_k is not None:
         p[order[top_k:]] = 0
@@ -61,7 +70,7 @@ def by_definition(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     return p
 
 
-def stats_softmax(z):
+def softmax64(z):
     e = np.exp(z - z.max())
     return e / e.sum()
 
@@ -157,6 +166,9 @@ ALL = [
     lab.samplers.greedy(),
     lab.samplers.sample(0.8, top_p=0.9),
     lab.samplers.sample(1.2, top_k=40, min_p=0.02),
+    lab.samplers.adaptive(clarifying_id=3),
+    lab.samplers.adaptive("9d41be6", clarifying_id=3),
+    lab.samplers.dirichlet(vocab_size=512),
 ]
 ids = lambda s: type(s).__name__
 
@@ -170,9 +182,8 @@ def test_rows_are_independent_and_seeds_repeat(sampler):
 
     def walk(rows):
         state, tokens, infos = sampler.init(len(rows)), [], []
-        step = jax.jit(lambda z, state, keys: sampler(z, metrics(z), state, keys))
         for z in steps:
-            token, state, info = step(jnp.asarray(z[rows], jnp.float32), state, keys[np.array(rows)])
+            token, state, info = compiled(sampler)(jnp.asarray(z[rows], jnp.float32), state, keys[np.array(rows)])
             assert token.shape == (len(rows),) and token.dtype == jnp.int32
             assert all(x.shape == (len(rows),) for x in info.values())
             tokens.append(np.asarray(token))
@@ -194,7 +205,7 @@ def test_rows_are_independent_and_seeds_repeat(sampler):
 
 @pytest.mark.parametrize("sampler", ALL, ids=ids)
 def test_a_sampler_is_static_and_pure(sampler):
-    assert hash(sampler) == hash(eval(repr(sampler), vars(samplers)))
+    assert hash(sampler) == hash(eval(repr(sampler), vars(samplers) | {"inf": math.inf}))
     logits = RNG.standard_normal((2, 512))
     token, state, _ = run(sampler, logits)
     again, _, _ = run(sampler, logits)
@@ -203,13 +214,10 @@ def test_a_sampler_is_static_and_pure(sampler):
     assert shapes(state) == shapes(sampler.init(2))
 
 
-def test_different_keys_draw_differently():
-    for sampler in ALL[1:]:
-        tokens = {
-            int(run(sampler, RNG.standard_normal((1, 512)) * 0 + np.linspace(0, 2, 512), seed=i)[0][0])
-            for i in range(12)
-        }
-        assert len(tokens) > 3, sampler
+@pytest.mark.parametrize("sampler", ALL[1:], ids=ids)
+def test_different_keys_draw_differently(sampler):
+    logits = np.linspace(0, 2, 512)[None]
+    assert len({int(run(sampler, logits, seed=i)[0][0]) for i in range(12)}) > 3
 
 
 def test_the_example_drives_a_sampler_from_torch():
@@ -217,12 +225,137 @@ def test_the_example_drives_a_sampler_from_torch():
 
     embed, head = torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50)
     tokens = torch.tensor([[1, 2, 3]])
-    example = textwrap.dedent(samplers.__doc__.split("here PyTorch:\n")[1])
+    example = textwrap.dedent(samplers.__doc__.split("both entropies):\n")[1])
     assert len(example.strip().splitlines()) <= 10
     names = dict(lab=lab, jax=jax, jnp=jnp, torch=torch, tokens=tokens)
     with torch.no_grad():
         exec(example, names | {"torch_model": lambda t: head(embed(t))}, names)
     assert names["tokens"].shape == (1, 23) and names["tokens"].max() < 50
+
+
+# the threshold sampler
+
+
+def spike(n_flat, mass, V=8192):
+    """One token of probability `mass` and n_flat equally likely others."""
+    p = np.zeros(V)
+    p[0], p[1 : n_flat + 1] = mass, (1 - mass) / n_flat
+    return np.log(np.maximum(p, 1e-30))
+
+
+QUADRANTS = {
+    "LELV": spike(1, 0.9999),
+    "HELV": spike(255, 1 / 256),  # 8 bits, varentropy 0
+    "LEHV": spike(64, 0.8),  # 1.9 bits, 10 bits^2
+    "HEHV": spike(8000, 0.4),  # 8.8 bits, 37 bits^2
+    "adaptive": spike(1, 0.7),  # 0.9 bits, 0.3 bits^2
+}
+
+
+@pytest.mark.parametrize("version", samplers.PUBLISHED)
+def test_each_quadrant_is_reached(version):
+    sampler = lab.samplers.adaptive(version, clarifying_id=99)
+    _, _, info = run(sampler, np.stack(list(QUADRANTS.values())))
+    assert [samplers.BRANCHES[b] for b in info["branch"]] == list(QUADRANTS)
+
+
+@pytest.mark.parametrize("off", samplers.BRANCHES[:4])
+def test_quadrants_can_be_switched_off(off):
+    on = tuple(q for q in samplers.BRANCHES[:4] if q != off)
+    _, _, info = run(lab.samplers.adaptive(quadrants=on, clarifying_id=99), np.stack(list(QUADRANTS.values())))
+    assert [samplers.BRANCHES[b] for b in info["branch"]] == ["adaptive" if q == off else q for q in QUADRANTS]
+    with pytest.raises(ValueError, match="unknown quadrants"):
+        lab.samplers.adaptive(quadrants=("LEVL",))
+
+
+@pytest.mark.parametrize("version", samplers.PUBLISHED)
+def test_branches_and_parameters_are_the_published_ones(version):
+    """Given the published metrics, attention gates on. What was left out is taken out of the original too."""
+    g = {name: GOLDEN[f"{version}_{name}"] for name in "metrics branch temperature top_p top_k min_p".split()}
+    H, V, hA, vA, agreement, interaction = g["metrics"].T
+    sampler = lab.samplers.adaptive(version, attention=True)
+    measured = [jnp.asarray(x) for x in (H, V, hA, vA)]
+    branch = sampler.branch(*measured)
+    assert (np.asarray(branch) == g["branch"]).all()
+    ours = {k: np.asarray(v) for k, v in sampler.parameters(branch, *measured).items()}
+
+    drawn = (g["branch"] > 0) & (g["top_k"] > 0)
+    expected = g["temperature"].copy()
+    if version == "cceeb84":
+        free = expected < 1.5  # not at its upper bound
+        expected += np.where(g["branch"] == 4, 0.2 * sampler.temperature * agreement, 0)
+        expected -= np.where((g["branch"] == 2) & free, 0.3 * sampler.temperature * interaction, 0)
+        drawn_T = drawn & ((g["branch"] != 2) | free)
+    else:
+        drawn_T = drawn & (g["branch"] != 4)  # its temperature fell with entropy, ours does not
+    assert drawn.sum() >= 20 and drawn_T.sum() >= 10
+    np.testing.assert_allclose(ours["temperature"][drawn_T], expected[drawn_T], rtol=2e-4)
+    np.testing.assert_allclose(ours["top_p"][drawn], g["top_p"][drawn], rtol=1e-5)
+    np.testing.assert_allclose(ours["min_p"][drawn], g["min_p"][drawn], rtol=1e-4)
+    same_k = drawn & (g["branch"] != 4) if version == "cceeb84" else drawn  # interaction strength entered there
+    assert (ours["top_k"][same_k] == g["top_k"][same_k]).all()
+
+
+def test_attention_is_that_of_the_chosen_layer_and_off_by_default():
+    attention = jnp.asarray(RNG.random((2, 3, 4)), jnp.float32)
+    given = {"entropy": jnp.ones(2), "varentropy": jnp.ones(2), "attention_entropy": attention}
+    assert lab.samplers.adaptive().needs == ()
+    assert lab.samplers.adaptive().measure(given)[2].tolist() == [0, 0]
+    for layer in (-1, 0):
+        sampler = lab.samplers.adaptive(attention=True, attention_layer=layer)
+        assert sampler.needs == ("attention_entropy",)
+        H, V, hA, vA = sampler.measure(given)
+        np.testing.assert_allclose(H, 1 / BITS, rtol=1e-6)
+        np.testing.assert_allclose(V, 1 / BITS**2, rtol=1e-6)
+        np.testing.assert_allclose(hA, attention[:, layer].mean(-1) / BITS, rtol=1e-6)
+        np.testing.assert_allclose(vA, np.var(attention[:, layer] / BITS, -1), rtol=1e-5)
+
+
+def test_asks_again_only_after_something_else_row_by_row():
+    sampler = lab.samplers.adaptive(clarifying_id=5000)
+    flat, sure = QUADRANTS["HELV"], QUADRANTS["LELV"]
+    state, tokens = sampler.init(2), []
+    for rows in ([flat, sure], [flat, flat], [flat, flat], [flat, sure]):
+        token, state, _ = run(sampler, np.stack(rows), state)
+        tokens.append(token.tolist())
+    asked = [[t == 5000 for t in step] for step in tokens]
+    assert asked == [[True, False], [False, True], [True, False], [False, False]]
+    assert not (run(lab.samplers.adaptive(), np.stack([flat, flat]))[0] == 5000).any()  # nothing to ask with
+
+
+class TestBind:
+    def test_the_token_is_the_models_own(self, demo):
+        bound = lab.samplers.adaptive().bind(demo.tokenizer)
+        assert demo.tokenizer.decode([bound.clarifying_id]) == " ..."
+        assert lab.samplers.adaptive(clarifying=None).bind(demo.tokenizer).clarifying_id is None
+        assert lab.samplers.dirichlet().bind(demo.tokenizer).vocab_size == demo.config.vocab_size
+
+    def test_a_string_of_two_tokens_is_refused(self, demo):
+        with pytest.raises(ValueError, match="must be one token"):
+            lab.samplers.adaptive(clarifying="Could you clarify?").bind(demo.tokenizer)
+
+
+def test_the_best_of_the_candidates_wins():
+    """Of n draws the likeliest: P(token <= i in likelihood order) is 1 - (1 - F_i)^n."""
+    logits = np.log([0.4, 0.3, 0.2, 0.1])
+    plain = dict(
+        quadrants=(),
+        temperature=1.0,
+        adaptive_temperature_entropy=0.0,
+        adaptive_temperature_varentropy=0.0,
+        top_p=1.0,
+        min_p=0.0,
+        adaptive_min_p_entropy=0.0,
+    )
+    found = counts(lab.samplers.adaptive(**plain, adaptive_candidates=3), logits, n=200_000)
+    # min_p is never below 0.01 here, which keeps all four
+    best = 1 - (1 - np.cumsum([0.4, 0.3, 0.2, 0.1])) ** 3
+    assert stats.chisquare(found, 200_000 * np.diff(best, prepend=0)).pvalue > 1e-4
+    one = counts(lab.samplers.adaptive(**plain, adaptive_candidates=1), logits, n=200_000)
+    assert stats.chisquare(one, 200_000 * np.array([0.4, 0.3, 0.2, 0.1])).pvalue > 1e-4
+    # the entropy is 1.28 nats: 0.3 has the surprisal nearest to it, and wins with enough typicality
+    typical = counts(lab.samplers.adaptive(**plain, adaptive_candidates=3, typicality=20.0), logits, n=200_000)
+    assert typical.argmax() == 1
 
 
 def test_draw_needs_no_normalisation():
