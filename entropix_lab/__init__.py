@@ -1,10 +1,24 @@
 """Llama in JAX, shown to be Meta's model op by op, for the study of entropy and varentropy."""
 
-from . import calibration, checkpoint, demo, entropy, plots, rope, samplers, timing, verdict, weights
+from . import (
+    calibration,
+    checkpoint,
+    demo,
+    entropy,
+    evaluation,
+    plots,
+    rope,
+    samplers,
+    tasks,
+    timing,
+    verdict,
+    weights,
+)
 from .checkpoint import load_config
 from .compare import Report, compare
 from .config import CheckpointError, LlamaConfig
 from .entropy import entropy_varentropy
+from .forks import branch
 from .generate import Generation, chat, generate
 from .model import KVCache, xfmr, xfmr_with_taps
 from .reference import Reference, get_local_llama_logits, load_reference

@@ -1,0 +1,92 @@
+"""The statistics say what they should on made-up runs; a panel gives each sampler what it gives alone; forks repeat."""
+
+import numpy as np
+import pytest
+
+import entropix_lab as lab
+from entropix_lab.evaluation import Panel, Run, best_of, chat_prompts, evaluate, interval, matched_temperature, paired
+
+RNG = np.random.default_rng(2)
+
+
+def made_up(p, n=200, k=4, rng=RNG):
+    """A run whose samples pass with probability p [n], independently."""
+    passed = rng.random((n, k)) < np.broadcast_to(p, n)[:, None]
+    tokens = [[np.array([1, 2, 3, 1, 2, 3])] * k] * n
+    return Run("x", [["a", "a", "b", "c"][:k]] * n, tokens, passed, np.full((n, k), 6), rng.random((n, k)))
+
+
+def test_intervals_cover():
+    covered = [low <= 0.3 <= high for low, high in (interval(made_up(0.3, n=60).passed, i) for i in range(100))]
+    assert 86 <= sum(covered) <= 100
+
+
+def test_paired_test_holds_its_level_and_finds_what_it_says_it_can():
+    rng = np.random.default_rng(3)
+    p = rng.random(100)
+    same = [paired(made_up(p, 100, 2, rng), made_up(p, 100, 2, rng)) for _ in range(100)]
+    assert sum(t.p < 0.05 for t in same) <= 12
+    effect = np.mean([t.detectable for t in same])
+    up, down = np.clip(p + effect / 2, 0, 1), np.clip(p - effect / 2, 0, 1)
+    power = sum(paired(made_up(up, 100, 2, rng), made_up(down, 100, 2, rng)).p < 0.05 for _ in range(100))
+    assert 60 <= power <= 95
+    run = made_up(0.5)
+    assert paired(run, run).difference == 0 and paired(run, run).p == 1
+
+
+def test_best_of_takes_the_likeliest_of_the_first():
+    run = made_up(0.5)
+    best = best_of(run, 3)
+    assert (best.surprisal[:, 0] == run.surprisal[:, :3].min(1)).all() and best.passed.shape == (200, 1)
+    rows = np.arange(200)
+    assert (best.passed[:, 0] == run.passed[rows, run.surprisal[:, :3].argmin(1)]).all()
+
+
+def test_distinct_and_repetition():
+    run = made_up(0.5)
+    assert run.distinct == 0.75 and run.repetition == 0.25  # 123 231 312 123
+
+
+def test_matched_temperature_interpolates():
+    runs = [Run("", [], [], None, np.array([[2.0]]), np.array([[s]])) for s in (0.5, 1.0, 2.0)]
+    assert matched_temperature([0.4, 0.8, 1.2], runs, 1.5) == pytest.approx(1.0)
+
+
+def test_a_panel_gives_each_sampler_what_it_gives_alone(demo):
+    tasks = lab.tasks.make_tasks(3)
+    samplers = {"cold": lab.samplers.temperature(0.5), "adaptive": lab.samplers.adaptive()}
+    together = evaluate(demo, tasks, samplers, samples=2, max_new_tokens=6, batch=5)
+    assert [run.passed.shape for run in together.values()] == [(3, 2), (3, 2)]
+    for name, sampler in samplers.items():
+        alone = evaluate(demo, tasks, {name: sampler}, samples=2, max_new_tokens=6, batch=64)
+        assert alone[name].texts == together[name].texts
+    assert together["cold"].texts != together["adaptive"].texts
+    assert Panel(tuple(samplers.values())).bind(demo.tokenizer).samplers[1].clarifying_id is not None
+
+
+class TestBranch:
+    def test_forks_repeat_and_keep_the_best(self, demo):
+        prompts = chat_prompts(demo, lab.tasks.make_tasks(3))
+        options = dict(max_new_tokens=10, n=3, m=4, tied=0.5)
+        rows = lab.branch(demo, prompts, seed=1, **options)
+        assert [r.tokens for r in lab.branch(demo, prompts, seed=1, **options)] == [r.tokens for r in rows]
+        assert [r.tokens for r in lab.branch(demo, prompts, seed=2, **options)] != [r.tokens for r in rows]
+        forks = [fork for row in rows for fork in row.forks]
+        assert forks and all(len(f.scores) == 3 and f.scores[f.chosen] == max(f.scores) for f in forks)
+        for row in rows:
+            assert 0 < len(row.tokens) <= 10 and len(row.logprobs) == len(row.tokens) and min(row.tokens) >= 0
+            assert row.finished and row.spent >= len(row.tokens) and (row.spent > len(row.tokens)) == bool(row.forks)
+            at = [f.position for f in row.forks]
+            assert at == sorted(set(at))
+            for fork in row.forks:  # what was kept stands in the text where the fork was
+                assert demo.tokenizer.decode(row.tokens[fork.position :]).startswith(fork.texts[fork.chosen][:3])
+
+    def test_without_forks_it_is_the_sampler(self, demo):
+        prompts = chat_prompts(demo, lab.tasks.make_tasks(2))
+        never = lab.samplers.adaptive(quadrants=())
+        rows = lab.branch(demo, prompts, 8, lab.samplers.greedy(), thresholds=never, tied=0.0)
+        expected = lab.generate(demo, prompts, 8, lab.samplers.greedy())
+        assert [r.tokens for r in rows] == [g.tokens.tolist() for g in expected]
+        assert all(r.spent == len(r.tokens) and not r.forks for r in rows)
+        for row, gen in zip(rows, expected, strict=True):
+            np.testing.assert_allclose(row.logprobs, gen.logprobs, atol=1e-4)
