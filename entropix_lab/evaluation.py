@@ -203,11 +203,8 @@ def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) ->
     """Median seconds of one step of a compiled sampler on normal logits [batch, vocab_size], metrics given."""
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((batch, vocab_size)) * 4, jnp.float32)
     H, V = moments(jax.nn.log_softmax(logits, -1))
-    step, state = (
-        jax.jit(lambda *args: sampler(args[0], {"entropy": H, "varentropy": V}, *args[1:])),
-        sampler.init(batch),
-    )
-    keys, seconds = sampler.init(batch), jax.random.split(jax.random.key(0), batch), []
+    step = jax.jit(lambda logits, state, keys: sampler(logits, {"entropy": H, "varentropy": V}, state, keys))
+    state, keys, seconds = sampler.init(batch), jax.random.split(jax.random.key(0), batch), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         jax.block_until_ready(step(logits, state, keys))
