@@ -1,7 +1,7 @@
 """This project beside its peers: the same weights, the same dtype, the same prompts, interleaved in one process.
 
     pip install -e ".[peers]"     # transformers and llama-cpp-python; a peer that is not installed is left out
-    python benchmarks/peers.py    # float32; --dtype bfloat16; --quick for a look
+    python benchmarks/peers.py    # float32; --dtype bfloat16; --batches 1 --positions 64 for a look
 
 For batch 1 and 8 and after 64, 512 and 2,000 tokens: milliseconds to the first token, tokens per second after it
 (medians over rounds in which the peers take turns), and their ratio to ours; before that, seconds to load and the
@@ -126,10 +126,12 @@ class LlamaCpp:
         self.lib = llama_cpp
         file = Path(tempfile.mkdtemp()) / "model.gguf"
         write_gguf(path, file, dtype)
-        options = dict(n_ctx=8 * 2304, n_batch=2048, n_ubatch=512, verbose=False, logits_all=False)
-        self.llama = llama_cpp.Llama(str(file), n_threads=2, n_threads_batch=2, **options)
+        self.llama = llama_cpp.Llama(str(file), n_ctx=64, n_threads=2, n_threads_batch=2, verbose=False)
         file.unlink()
-        self.context = self.llama._ctx.ctx
+        params = self.llama.context_params  # a context of our own: the class has one for a single sequence
+        params.n_ctx, params.n_batch, params.n_ubatch = 8 * 2304, 2048, 512
+        params.n_seq_max, params.kv_unified = 8, True
+        self.context = llama_cpp.llama_init_from_model(self.llama._model.model, params)
         self.vocab = lab.load_config(path).vocab_size
 
     def start(self, tokens):
@@ -204,7 +206,8 @@ def main():
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=16, help="timed tokens a round")
-    parser.add_argument("--quick", action="store_true", help="batch 1 after 64 and 512 tokens")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--positions", type=int, nargs="+", default=[64, 512, 2000])
     args = parser.parse_args()
     path = lab.checkpoint.find_checkpoint("SmolLM2-135M-Instruct")
     peers, rng = [], np.random.default_rng(0)
@@ -222,7 +225,7 @@ def main():
             continue
         print(f"{kind.name:18} loads in {loaded:5.1f} s, peak anonymous memory {peak['bytes'] / 1e6:5.0f} MB")
         peers.append(peer)
-    for batch, position in [(1, 64), (1, 512)] if args.quick else [(b, p) for b in (1, 8) for p in (64, 512, 2000)]:
+    for batch, position in [(b, p) for b in args.batches for p in args.positions]:
         tokens = rng.integers(3, 49152, (batch, position))
         first, rate, start = {}, {p.name: [] for p in peers}, {}
         for peer in peers:

@@ -152,8 +152,8 @@ def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds
 def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=False):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
-    Prompts are padded to a power of two, and so is the cache, which is doubled when it is full: few programs are
-    compiled, and early tokens do not pay for slots that nothing uses yet. What padding writes lies beyond a row's
+    Prompts are padded to a power of two, and a full cache grows to the next of few sizes: few programs are compiled,
+    and early tokens do not pay for slots that nothing uses yet. What padding writes lies beyond a row's
     length, where nothing reads it before it is overwritten.
     """
     weights, config = model.decode_weights, model.config
@@ -161,7 +161,7 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tr
     tokens = np.zeros((B, T), np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-    slots = lambda n: min(_bucket(n, SMALLEST_CACHE), max_seq_len)
+    slots = lambda n: min(cache_slots(n), max_seq_len)
     cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
     state, seeds = sampler.init(B), np.array(seeds, np.uint32)
     precision = "highest" if model.dtype == "float32" else None
@@ -187,6 +187,12 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tr
 
 def _bucket(n, least) -> int:
     return max(least, 1 << (int(n) - 1).bit_length())
+
+
+def cache_slots(n) -> int:
+    """How many slots a cache for n tokens has: a power of two or three quarters of one, so that few are never read."""
+    power = _bucket(n, SMALLEST_CACHE)
+    return power * 3 // 4 if SMALLEST_CACHE < power and n <= power * 3 // 4 else power
 
 
 def _grow(cache, max_seq_len):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .generate import SMALLEST_CACHE, SMALLEST_PROMPT, _bucket, _step, generate
+from .generate import SMALLEST_PROMPT, _bucket, _step, cache_slots, generate
 from .model import KVCache
 from .samplers import greedy
 from .weights import nbytes
@@ -25,7 +25,7 @@ def _seconds(model, position, batch, cached, repeats):
     T = 1 if cached else _bucket(position, SMALLEST_PROMPT)
     start_pos = np.full(batch, position if cached else 0, np.int32)
     last = np.full(batch, 0 if cached else position - 1, np.int32)
-    slots = _bucket(position + 1, SMALLEST_CACHE) if cached else T
+    slots = cache_slots(position + 1) if cached else T
     noise = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)  # zeros would share one page of memory
     cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype))
     tokens, seeds, times = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32), []
