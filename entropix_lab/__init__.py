@@ -15,12 +15,13 @@ from . import (
     weights,
 )
 from .checkpoint import load_config
-from .compare import Report, compare
+from .compare import compare, compare_greedy
 from .config import CheckpointError, LlamaConfig
 from .entropy import entropy_varentropy
 from .forks import branch
 from .generate import Generation, chat, generate
 from .model import KVCache, xfmr, xfmr_with_taps
 from .reference import Reference, get_local_llama_logits, load_reference
+from .report import Report
 from .trace import Trace, trace_text
 from .weights import LayerWeights, Model, XfmrWeights, load_and_convert_weights, load_model

@@ -1,256 +1,333 @@
-"""Is our forward Meta's forward? Every tap of both, beside the truth: the same forward in float64.
+"""Is it rounding noise, or a bug, and where? Every tap of ours beside another implementation's, in three views.
 
-Errors are relative L2 norms per position: trained Llamas carry massive activations in a few tokens, under which a norm
-over the whole tensor would hide an error in all the others.
+accumulated: both models from the same tokens. local: every layer of ours on the other's own input to that layer, so
+that no error travels. op: every single operation of ours on the other's own inputs to it, which names the culprit.
+The measure is the relative L2 distance of every position. What rounding explains is not guessed: correct variants of
+our forward (taps.VARIANTS) are run in the same view on the same tokens, and the largest of their distances from ours is
+the floor. A float64 run of ours, the truth, says how far either model is from what both would compute without rounding.
 """
 
-from collections import OrderedDict
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from . import verdict
-from .model import KVCache, block, check_inputs, head, positions_and_mask, recorder, xfmr_with_taps
+from .model import KVCache, at_least_float32, check_inputs
 from .reference import Reference, load_reference
+from .report import ATOL, RTOL, Greedy, Output, Report, Row, View, split
+from .taps import (
+    EXACT,
+    TRUTH,
+    VARIANTS,
+    Pass,
+    full_name,
+    over,
+    relative_error,
+    tap_names,
+    tap_shape,
+    whole_logits,
+)
 
-# XLA may keep more precision between fused operations than the dtype has, which hides bfloat16's roundings.
-EXACT = {"xla_allow_excess_precision": False}
-RTOL, ATOL = 1e-3, 1e-2
-# How much further from the truth one model may be than the other and still differ by rounding alone: by the median
-# over positions, and at the worst of them. Up to 4.2 and 8 were seen on correct code: positions share keys, so that the
-# error of one key is in the scores of all. In bfloat16 the casts make the errors, and both cast alike (1.3 and 1.7).
-FACTORS = {"float32": (10, 30), "bfloat16": (3, 6)}
+MODES, VIEWS = ("prefill", "cached"), ("accumulated", "local", "op")
+# How far beyond the floor the median and the worst position may lie and still be rounding.
+FACTORS = 3, 4
+# How much further from the truth one model may be than the other, at the median position, in float32.
+ALIKE = 10
 
 
-@dataclass(frozen=True)
-class Row:
-    """One tap. max_abs, rel_l2, rel_l2_worst (at worst_position, a (row, token) pair) and cosine (the lowest of all
-    positions) are ours against Meta's; meta_error and our_error (median, worst) are against the float64 truth.
+def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
+    """The taps of model beside those of another implementation, with a noise floor for each, and a verdict.
+
+    reference: a Reference of the same checkpoint and dtype; a folder or name to load one from; or a mapping of taps of
+    the same tokens under the names that taps.py lists (a dict, an .npz file), of which some may be missing.
+    prompts: text, token ids [T] or [B,T], or a list of texts or rows of ids of different lengths, which are padded on
+    the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and single
+    tokens through the KV cache, against the other's single pass. replace: {name: function} to stand for functions of
+    model.py in ours, in the truth and in the variants alike: another formula, or a bug on trial.
+
+    Memory is that of the two models, one layer's taps, and the logits. Raises ValueError where the two cannot be
+    compared.
     """
-
-    tap: str
-    max_abs: float
-    rel_l2: float
-    rel_l2_worst: float
-    worst_position: tuple[int, int]
-    cosine: float
-    meta_error: tuple[float, float]
-    our_error: tuple[float, float]
-    within_rounding: bool
-
-
-@dataclass(frozen=True)
-class Output:
-    """The logits, ours against Meta's: the task's allclose, argmax agreement, KL(Meta || ours) in nats, overlap of the
-    five likeliest tokens, and Meta's top-1 margin at every position where the argmax differs."""
-
-    allclose: bool
-    meta_allclose_to_truth: bool
-    positions: int
-    argmax_equal: int
-    margins_where_different: tuple[float, ...]
-    kl_mean: float
-    kl_max: float
-    top5_overlap: float
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    name: str
-    dtype: str
-    rows: tuple[Row, ...]
-    output: Output
-    environment: str
-
-    @property
-    def first_divergence(self) -> Row | None:
-        """The first tap, in the order of execution, that differs by more than rounding; all before it do not."""
-        return next((row for row in self.rows if not row.within_rounding), None)
-
-    @property
-    def passed(self) -> bool:
-        """No tap differs by more than rounding, and every argmax that differs is a tie within the logits' rounding; in
-        float32 the task's allclose holds too (in bfloat16 Meta's own logits miss it against the truth)."""
-        ties = all(m <= 2 * self["output"].max_abs for m in self.output.margins_where_different)
-        return self.first_divergence is None and ties and (self.output.allclose or self.dtype == "bfloat16")
-
-    @property
-    def verdict(self) -> str:
-        """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
-        out, yes = self.output, lambda b: "yes" if b else "no"
-        close = f"allclose(rtol={RTOL:g}, atol={ATOL:g}) {yes(out.allclose)}"
-        if self.dtype == "bfloat16":
-            close += f" (Meta's own bfloat16 against float64: {yes(out.meta_allclose_to_truth)})"
-        where = self.first_divergence
-        return verdict.line(
-            self.passed,
-            f"{self.name} {self.dtype}",
-            f"{sum(r.within_rounding for r in self.rows)} of {len(self.rows)} taps within rounding of Meta's",
-            f"logits within a relative {_bound(self['output'].rel_l2_worst)} at all {out.positions} positions",
-            f"argmax equal at {out.argmax_equal}",
-            close,
-            "first divergence: " + (where.tap if where else "none"),
-        )
-
-    def __getitem__(self, tap: str) -> Row:
-        return next(row for row in self.rows if row.tap == tap)
-
-    def __repr__(self):
-        return self.verdict
-
-    def to_json(self) -> dict:
-        """Everything in the report, as plain types."""
-        return {
-            "verdict": self.verdict,
-            "passed": self.passed,
-            "environment": self.environment,
-            "name": self.name,
-            "dtype": self.dtype,
-            "output": asdict(self.output),
-            "rows": [asdict(row) for row in self.rows],
-        }
-
-    def _repr_html_(self):
-        """The stream after every layer and the output; a table of every tap is in to_json()."""
-        rows = [r for r in self.rows if r.tap.count(".") < 2 and not r.tap.endswith(("_norm", "h_attn"))]
-        cells = lambda r: [
-            r.tap,
-            *(f"{x:.1e}" for x in (r.max_abs, r.rel_l2, r.rel_l2_worst, r.meta_error[0], r.our_error[0])),
-            "yes" if r.within_rounding else "<b>no</b>",
-        ]
-        titles = ("tap", "max abs", "rel. L2", "worst", "Meta vs float64", "ours vs float64", "rounding only")
-        body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in cells(r)) + "</tr>" for r in rows)
-        return (
-            f"<p>{self.verdict}</p><table><tr>{''.join(f'<th>{t}</th>' for t in titles)}</tr>{body}</table>"
-            f"<p><small>{self.environment}</small></p>"
-        )
-
-
-def _bound(x: float) -> str:
-    """The next power of ten: a figure that another processor's rounding seldom changes."""
-    return f"{10.0 ** np.ceil(np.log10(max(x, 1e-300))):.0e}" if np.isfinite(x) else str(x)
-
-
-def compare(model, reference, text_or_tokens) -> Report:
-    """Run ours, Meta's and the float64 truth on the same tokens, tap by tap.
-
-    reference: a Reference; or a checkpoint's folder or name, and Meta's model is loaded in the model's dtype, run and
-    freed before ours runs (where memory is short); or a mapping of taps that was taken earlier.
-    text_or_tokens: text, or token ids [T] or [B,T]. Raises ValueError where the two cannot be compared.
-    """
-    tokens = model.encode(text_or_tokens)
+    tokens, valid = _padded(model, prompts)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
     if model.config.rope_scaling_factor != 8 and model.config.use_scaled_rope:
         raise ValueError("the model differs from Meta's code by design: rope_scaling_factor is not 8")
     if isinstance(reference, str | Path):
         reference = load_reference(reference, model.dtype, max_seq_len=tokens.shape[1], max_batch_size=len(tokens))
     if isinstance(reference, Reference) and reference.dtype != model.dtype:
         raise ValueError(f"the model is {model.dtype}, the reference {reference.dtype}: load both alike")
-    meta = reference if isinstance(reference, Mapping) else reference.taps(tokens)
-    del reference
-    ours, truth = our_taps(model, tokens), truth_taps(model, tokens)
-    if list(meta) != list(ours):
-        differ = sorted(set(meta) ^ set(ours)) or "the order of execution"
-        raise ValueError(f"the taps have other names: expected {len(ours)} as in xfmr_with_taps, found {differ}")
-    rows = tuple(_row(name, ours[name], meta[name], truth[name], model.dtype) for name in ours)
-    flags = dict(EXACT, matmul="highest" if model.dtype == "float32" else "default")
-    output = _output(ours["output"], meta["output"], truth["output"])
-    return Report(model.name, model.dtype, rows, output, verdict.environment(**flags))
-
-
-def our_taps(model, tokens) -> "OrderedDict[str, np.ndarray]":
-    """Our taps of one pass over tokens [B,T], from one compiled program, without excess precision."""
-    cache = KVCache.new(model.config, *tokens.shape, model.dtype)
-    check_inputs(model.config, tokens, 0, cache)
-    run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
-    with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
-        taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
-    return OrderedDict((name, np.asarray(x)) for name, x in taps.items())
-
-
-def truth_taps(model, tokens) -> "OrderedDict[str, np.ndarray]":
-    """The same forward in float64 from the same weights, one layer's weights widened at a time."""
-    config, weights = model.config, model.weights
-    B, T = tokens.shape
-    taps = OrderedDict()
-
-    def record(name, x):
-        taps[name] = np.asarray(x)
-        assert taps[name].dtype == np.float64, f"{name} of the truth is {taps[name].dtype}"
-
-    with jax.enable_x64(True):
-        wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64), tree)
-        start_pos, cache = jnp.zeros(B, jnp.int32), KVCache.new(config, B, T, jnp.float64)
-        freqs_cis, live = positions_and_mask(config, T, start_pos, T, jnp.float64)
-        x = weights.tok_embeddings[tokens].astype(jnp.float64)
-        record("tok_embeddings", x)
-        run_block, run_head = (jax.jit(f, static_argnames="config") for f in (_tapped_block, _tapped_head))
-        for i, w in enumerate(weights.layer_weights):
-            x, inner = run_block(wide(w), config, x, freqs_cis, live, start_pos, cache.k[i], cache.v[i])
-            for name, value in inner.items():
-                record(f"layers.{i}.{name}", value)
-            record(f"layers.{i}", x)
-        for name, value in run_head(wide(weights._replace(tok_embeddings=None, layer_weights=())), config, x).items():
-            record(name, value)
-    return taps
-
-
-def _tapped_block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v):
-    taps, tap = recorder()
-    return block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap)[0], taps
-
-
-def _tapped_head(weights, config, x):
-    taps, tap = recorder()
-    head(weights, config, x, tap)
-    return taps
-
-
-def per_position(name, x) -> np.ndarray:
-    """A tap as one float64 vector to a position: [B,T,n]. scores and probs [B,N,T,S] give N*S entries, dead ones 0."""
-    x = np.asarray(x, np.float64)
-    if name.endswith((".scores", ".probs")):
-        x = np.moveaxis(np.where(np.isneginf(x), 0, x), 2, 1)
-    return x.reshape(*x.shape[:2], -1)
-
-
-def _relative_l2(x, y) -> np.ndarray:
-    """||x - y|| / ||y|| of every position, [B,T]."""
-    norm = np.linalg.norm(y, axis=-1)
-    return np.linalg.norm(x - y, axis=-1) / np.where(norm == 0, 1, norm)
-
-
-def _row(name, ours, meta, truth, dtype) -> Row:
-    if ours.shape != meta.shape:
-        raise ValueError(f"{name}: expected the shape {ours.shape}, the reference has {meta.shape}")
-    same_mask = not name.endswith(".scores") or np.array_equal(np.isneginf(ours), np.isneginf(meta))
-    ours, meta, truth = (per_position(name, x) for x in (ours, meta, truth))
-    direct = _relative_l2(ours, meta)
-    spread = lambda errors: (float(np.median(errors)), float(np.max(errors)))
-    meta_error, our_error = spread(_relative_l2(meta, truth)), spread(_relative_l2(ours, truth))
-    few_ulp = 4 * float(jnp.finfo(dtype).eps)
-    # rounding leaves both models about equally far from the truth; below a few ulp they need not be
-    alike = all(
-        max(a, b, few_ulp) <= factor * max(min(a, b), few_ulp)
-        for a, b, factor in zip(meta_error, our_error, FACTORS[dtype], strict=True)
+    check_inputs(model.config, tokens, 0, KVCache.new(model.config, *tokens.shape, model.dtype))
+    work = _Comparison(model, tokens, valid, mode, tuple(sorted((replace or {}).items())))
+    if isinstance(reference, Mapping):
+        expected = tap_names(model.config.n_layers)
+        if unknown := sorted(set(reference) - set(expected)):
+            raise ValueError(
+                f"unknown taps {unknown[:5]}: expected names as in entropix_lab.taps, like {expected[1:4]}"
+            )
+        if not set(reference):
+            raise ValueError("the reference has no taps")
+        for name in expected:
+            work.take(name, reference.get(name))
+    else:
+        reference.taps(tokens, sink=work.take)
+    flags = dict(EXACT, matmul="highest" if model.dtype == "float32" else "default", mode=mode)
+    return Report(
+        model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, verdict.environment(**flags)
     )
-    norms = np.linalg.norm(ours, axis=-1) * np.linalg.norm(meta, axis=-1)
-    cosine = np.einsum("BTn,BTn->BT", ours, meta) / np.where(norms == 0, 1, norms)
-    worst = np.unravel_index(np.argmax(direct), direct.shape)
-    return Row(
-        tap=name,
-        max_abs=float(np.abs(ours - meta).max()),
-        rel_l2=float(np.median(direct)),
-        rel_l2_worst=float(direct.max()),
-        worst_position=tuple(int(i) for i in worst),
-        cosine=float(cosine.min()),
-        meta_error=meta_error,
-        our_error=our_error,
-        within_rounding=bool(same_mask and alike),
-    )
+
+
+def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:
+    """Free-running greedy decoding of each prompt by both models, token for token.
+
+    options are generate's. The first token that differs is reported with the margin between the two likeliest logits:
+    within rounding it is a tie, and no failure.
+    """
+    from .generate import generate
+
+    options = {"stop": (), "max_new_tokens": max_new_tokens} | options
+    ours = generate(model, prompts, **options)
+    theirs = [reference.greedy(g.prompt_tokens, len(g.tokens)) for g in ours]
+    rows = []
+    for g, other in zip(ours, theirs, strict=True):
+        differ = np.flatnonzero(np.asarray(g.tokens) != other)
+        first = int(differ[0]) if differ.size else None
+        rows.append((len(g.tokens), first, None if first is None else (float(g.margins[first]), first in g.ties)))
+    return Greedy(model.name, model.dtype, tuple(rows))
+
+
+class _Comparison:
+    """Takes the other implementation's taps one by one, in the order of execution, and compares layer by layer."""
+
+    def __init__(self, model, tokens, valid, mode, replace):
+        self.model, self.tokens, self.valid, self.replace, self.mode = model, tokens, valid, replace, mode
+        self.found, self.output, self.layer, self.group = [], None, 0, {}
+        plan = _cached_plan(valid) if mode == "cached" else None
+        make = lambda variant: Pass(model.config, tokens.shape, replace, variant, plan)
+        self.runs = {"ours": make(None), "truth": make(TRUTH), **{v.name: make(v) for v in VARIANTS}}
+        self.streams = {}  # (view, who) -> the stream that enters the next layer
+
+    def take(self, name, value):
+        """value: an array, or None where the other implementation does not have this tap."""
+        prefix = f"layers.{self.layer}."
+        if value is not None:
+            value = jnp.asarray(value)
+            self._check_shape(name, value)
+            if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
+                value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
+            self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
+        with jax.default_matmul_precision("highest" if self.model.dtype == "float32" else None):
+            if name == "tok_embeddings":
+                self._embeddings()
+            elif name + "." == prefix:
+                self._compare(lambda op: full_name(self.layer, op), self._run_layer)
+                self._restart_from("")
+                self.layer += 1
+            elif name == "output":
+                self._compare(lambda op: op, self._run_head)
+            else:
+                return
+        self.group = {}
+
+    def _check_shape(self, name, value):
+        expected, found = tap_shape(name, self.model.config, *self.tokens.shape), value.shape
+        if found != expected:
+            raise ValueError(f"{name}: expected the shape {expected}, the reference has {found}")
+
+    def _embeddings(self):
+        x = self.model.weights.tok_embeddings[self.tokens]
+        for who in self.runs:
+            with jax.enable_x64(True):
+                start = x.astype(jnp.float64) if who == "truth" else x
+            self.streams |= {(view, who): start for view in VIEWS}
+        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]})
+        self._restart_from("tok_embeddings")
+
+    def _restart_from(self, op):
+        """Errors do not travel in the local view: the next layer's input is what the other model handed on."""
+        if op in self.group:
+            for who in self.runs:
+                x = self.streams["local", who]
+                with jax.enable_x64(True):
+                    self.streams["local", who] = self.streams["op", who] = self.group[op].astype(x.dtype)
+
+    def _run_layer(self, who, view):
+        w = self.model.weights.layer_weights[self.layer]
+        x, taps = self.runs[who].layer(w, self.streams[view, who], self.group, view == "op")
+        assert who != "truth" or x.dtype == jnp.float64, "the truth has left float64"
+        self.streams[view, who] = x
+        return taps
+
+    def _run_head(self, who, view):
+        taps = self.runs[who].head(self.model.weights, self.streams[view, who], self.group, view == "op")
+        if who == "ours" and view == "accumulated" and self.mode == "prefill":
+            # the forward as it is used, one program: its logits stand for those that went layer by layer
+            taps["output"] = whole_logits(self.model, self.tokens, self.replace)
+        return taps
+
+    def _compare(self, full_name, run):
+        """Every tap of one group, in one view after the other."""
+        theirs, views = self.group, {op: {} for op in self.group}
+        for view in VIEWS:
+            pick = lambda taps: {op: taps[op] for op in theirs}
+            ours = pick(run("ours", view))
+            noise = [_errors(pick(run(v.name, view)), ours) for v in VARIANTS]
+            with jax.enable_x64(True):
+                truth = pick(run("truth", view))
+                our_error, their_error = _errors(ours, truth), _errors(theirs, truth)
+            for op, direct in _direct(ours, theirs).items():
+                views[op][view] = direct, [errors[op] for errors in noise], our_error[op], their_error[op]
+            if view == "accumulated" and "output" in theirs:
+                self.output = _output(*(np.asarray(x["output"])[self.valid] for x in (ours, theirs, truth)))
+        for op in theirs:
+            self.found.append(_Found.of(full_name(op), views[op], self.valid))
+
+
+@jax.jit
+def _errors(x, y):
+    return {op: relative_error(op, x[op], y[op]) for op in x}
+
+
+class _Seen(NamedTuple):
+    """One tap in one view, (median, worst) over positions: ours against theirs, the noise of the variants, and ours and
+    theirs against the truth."""
+
+    error: tuple[float, float]
+    noise: tuple[float, float]
+    ours: tuple[float, float]
+    theirs: tuple[float, float]
+
+
+class _Found(NamedTuple):
+    """What is kept of one tap: numbers, no tensors. size: entries of a position; share: of the largest in its norm."""
+
+    tap: str
+    size: int
+    share: float
+    views: dict[str, _Seen]
+    max_abs: float
+    cosine: float
+    worst_position: tuple[int, int]
+
+    @classmethod
+    def of(cls, tap, views, valid):
+        def spread(errors):
+            errors = np.asarray(errors, np.float64)[valid]
+            return float(np.median(errors)), float(np.max(errors))
+
+        of_view = lambda direct, noise, ours, theirs: _Seen(
+            spread(direct[0]), _largest(*map(spread, noise)), spread(ours), spread(theirs)
+        )
+        error, max_abs, cosine, share, size = views["accumulated"][0]
+        worst = np.argmax(np.where(valid, error, -1))  # the first NaN, where there is one
+        return cls(
+            tap,
+            int(size),
+            float(np.max(np.asarray(share)[valid])),
+            {view: of_view(*found) for view, found in views.items()},
+            float(np.max(np.asarray(max_abs)[valid])),
+            float(np.min(np.asarray(cosine)[valid])),
+            tuple(int(i) for i in np.unravel_index(worst, valid.shape)),
+        )
+
+
+def _largest(*pairs):
+    """The largest median and the largest worst; what is not finite is no noise."""
+    pairs = np.array(pairs)
+    return tuple(float(x) for x in np.max(np.where(np.isfinite(pairs), pairs, 0), axis=0))
+
+
+def _rows(found, dtype):
+    """Floors and limits.
+
+    In float32 our distance from the truth is noise too, that of formulas and tables and not of sums alone; in bfloat16
+    it is the rounding that both models share. Where no error travels an operation has one floor in all layers, the
+    largest that was seen: the few roundings that fall differently in bfloat16 fall in any of them. Accumulated noise
+    does not shrink with depth.
+    """
+    noise = lambda seen: _largest(seen.noise, seen.ours) if dtype == "float32" else seen.noise
+    pooled, so_far = {}, {}
+    for f in found:
+        for view in ("local", "op"):
+            key = view, split(f.tap)[1]
+            pooled[key] = _largest(noise(f.views[view]), pooled.get(key, (0, 0)))
+    for f in found:
+        op = split(f.tap)[1]
+        so_far[op] = _largest(noise(f.views["accumulated"]), so_far.get(op, (0, 0)), pooled["local", op])
+        floors = {"accumulated": so_far[op], "local": pooled["local", op], "op": pooled["op", op]}
+        yield Row(
+            f.tap,
+            **{view: _view(f.views[view], floors[view], f, dtype, travels=view != "op") for view in VIEWS},
+            meta_error=f.views["accumulated"].theirs,
+            our_error=f.views["accumulated"].ours,
+            local_meta_error=f.views["local"].theirs,
+            local_our_error=f.views["local"].ours,
+            max_abs=f.max_abs,
+            cosine=f.cosine,
+            worst_position=f.worst_position,
+        )
+
+
+def _view(seen, noise, found, dtype, travels):
+    """Limits of the (median, worst) position: FACTORS times the floor. The floor is never below one rounding of
+    float32, in which every operation computes. In bfloat16 a value on the edge between two roundings may fall to either
+    side: the limit allows one average entry of the median position, and the largest entry of the worst; and one such
+    entry in a token that all others attend to moves all of them, so the median may then be as noisy as the worst."""
+    unit = float(jnp.finfo(jnp.float32).eps)
+    floor = max(noise[0], unit / 2), max(noise[1], unit)
+    limit = FACTORS[0] * floor[0], FACTORS[1] * floor[1]
+    if dtype == "bfloat16":
+        ulp = float(jnp.finfo(jnp.bfloat16).eps)
+        limit = max(limit[0], ulp / found.size**0.5), max(limit[1], ulp * found.share)
+        limit = (limit[1] if travels else limit[0]), limit[1]
+    excess = max(e / at for e, at in zip(seen.error, limit, strict=True))
+    if dtype == "float32":
+        # noise that ours alone has is not rounding as Meta's code rounds: a product in a lower precision, for example
+        a, b = (max(e[0], unit) for e in (seen.ours, seen.theirs))
+        excess = max(excess, max(a / b, b / a) / ALIKE)
+    return View(seen.error, floor, limit, float(excess) if np.isfinite(excess) else float("inf"))
+
+
+@jax.jit
+def _direct(ours, theirs):
+    """{op: (relative error [B,T], largest absolute difference [B,T], cosine [B,T], largest entry's share [B,T])}."""
+
+    def one(op, x, y):
+        x, y = (jnp.where(jnp.isneginf(z), 0, at_least_float32(z)) for z in (x, y))
+        axes = over(op, y)
+        size = lambda z: jnp.sqrt(jnp.sum(z * z, axes))
+        share = jnp.max(jnp.abs(y), axes) / jnp.maximum(size(y), jnp.finfo(y.dtype).tiny)
+        cosine = jnp.sum(x * y, axes) / jnp.maximum(size(x) * size(y), jnp.finfo(y.dtype).tiny)
+        return jnp.max(jnp.abs(x - y), axes), cosine, share, math.prod(y.shape[a] for a in axes)
+
+    return {op: (relative_error(op, x, theirs[op]), *one(op, x, theirs[op])) for op, x in ours.items()}
+
+
+def _cached_plan(valid):
+    """Pieces of a cached run over right-padded rows: a prompt, then as many tokens at once, then two single ones."""
+    B, T = valid.shape
+    lengths = valid.sum(1).astype(np.int32)
+    steps = min(2, lengths.min() - 1)
+    middle = min(-(-(T - steps) // 2), lengths.min() - 1 - steps)
+    prompt = max(T - steps - middle, middle)
+    pieces = [(np.zeros(B, np.int32), prompt), (lengths - steps - middle, middle)]
+    pieces += [(lengths - steps + i, 1) for i in range(steps)]
+    return [(start, int(length)) for start, length in pieces if length]
+
+
+def _padded(model, prompts):
+    """(tokens [B,T] padded on the right, valid [B,T]) of whatever compare takes as prompts."""
+    several = not isinstance(prompts, str) and len(prompts) and isinstance(prompts[0], str | list | tuple | np.ndarray)
+    rows = [row for p in (prompts if several else [prompts]) for row in model.encode(p)]
+    valid = np.arange(max(map(len, rows))) < np.array([len(r) for r in rows])[:, None]
+    tokens = np.zeros(valid.shape, np.int32)
+    tokens[valid] = np.concatenate(rows)
+    return tokens, valid
 
 
 def _output(ours, meta, truth) -> Output:

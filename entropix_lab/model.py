@@ -61,21 +61,35 @@ def attention(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):
     xk = tap("xk_rope", apply_rotary_emb(xk, *freqs_cis))
 
     keys, values = write_rows(cache_k, xk, start_pos), write_rows(cache_v, xv, start_pos)
+    out = attend(xq, keys, values, live, tap).reshape(B, T, N * H)
+    return tap("wo", linear(out, w.wo)), keys, values
+
+
+def attend(xq, keys, values, live, tap):
+    """Queries [B,T,N,H] over the slots [B,S,K,H] that live [B,1,1,T,S] lets them see -> [B,T,N,H]."""
+    B, T, N, H = xq.shape
+    K = keys.shape[2]
     # query head n reads key/value head n // G: no copies of the keys are made
     xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys)
-    scores = (at_least_float32(scores) / math.sqrt(H)).astype(x.dtype)
+    scores = (at_least_float32(scores) / math.sqrt(H)).astype(xq.dtype)
     scores = tap("scores", jnp.where(live, scores, -jnp.inf))
-    probs = tap("probs", jax.nn.softmax(at_least_float32(scores), axis=-1).astype(x.dtype))
-    out = jnp.einsum("BKGTS,BSKH->BKGTH", probs, values).transpose(0, 3, 1, 2, 4).reshape(B, T, N * H)
-    return tap("wo", linear(out, w.wo)), keys, values
+    probs = tap("probs", softmax(scores))
+    return jnp.einsum("BKGTS,BSKH->BKGTH", probs, values).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def softmax(scores):
+    return jax.nn.softmax(at_least_float32(scores), axis=-1).astype(scores.dtype)
+
+
+def silu(x):
+    return jax.nn.silu(at_least_float32(x)).astype(x.dtype)
 
 
 def feed_forward(w, x, tap):
     gate, up = w.gate_up(x)
     gate, up = tap("w1", gate), tap("w3", up)
-    gate = jax.nn.silu(at_least_float32(gate)).astype(x.dtype)
-    return tap("w2", linear(gate * up, w.w2))
+    return tap("w2", linear(silu(gate) * up, w.w2))
 
 
 def block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):

@@ -81,9 +81,10 @@ class Reference:
                     logits = self.logits([new[-1:]], len(tokens) + i)
         return np.array(new, np.int32)
 
-    def taps(self, tokens, start_pos: int = 0) -> "OrderedDict[str, np.ndarray]":
+    def taps(self, tokens, start_pos: int = 0, sink=None) -> "OrderedDict[str, np.ndarray]":
         """Every value of a pass, float32, in the order of execution, named as in model.xfmr_with_taps.
 
+        sink(name, value) takes each value as it comes, in place of the dict: for a pass that does not fit into memory.
         Module outputs come from forward hooks; what has no module of its own from a pre-hook (h_attn) and from
         wrapping two functions that Meta's file calls (apply_rotary_emb, F.softmax) for the time of this call.
         """
@@ -95,7 +96,8 @@ class Reference:
         def record(name, x):
             if name in taps:
                 raise ValueError(f"two values are tapped under the name {name!r}")
-            taps[name] = x.detach().float().cpu().numpy().copy()
+            value = x.detach().float().cpu().numpy().copy()
+            taps[name] = value if sink is None else sink(name, value)
 
         def enter_layer(name):
             def hook(module, args):

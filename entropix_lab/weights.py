@@ -147,15 +147,19 @@ def decode_weights(weights: XfmrWeights) -> XfmrWeights:
     """
     if weights.norm.devices().pop().platform != "cpu":
         return weights
-    wide = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
-    fuse = lambda *parts: wide(jnp.concatenate(parts))
-    layers = tuple(
-        FusedLayerWeights(
-            fuse(w.wq, w.wk, w.wv), wide(w.wo), fuse(w.w1, w.w3), wide(w.w2), w.attention_norm, w.ffn_norm
-        )
-        for w in weights.layer_weights
-    )
-    return weights._replace(output=wide(weights.output), layer_weights=layers)
+    return weights._replace(output=_wide(weights.output), layer_weights=tuple(map(fused, weights.layer_weights)))
+
+
+def fused(w: LayerWeights) -> FusedLayerWeights:
+    """One layer in its fused form, matrices in float32 at least."""
+    if isinstance(w, FusedLayerWeights):
+        return w
+    qkv, w13 = _wide(jnp.concatenate((w.wq, w.wk, w.wv))), _wide(jnp.concatenate((w.w1, w.w3)))
+    return FusedLayerWeights(qkv, _wide(w.wo), w13, _wide(w.w2), w.attention_norm, w.ffn_norm)
+
+
+def _wide(x):
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
 
 def load_model(name, dtype="float32") -> Model:

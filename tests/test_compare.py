@@ -4,9 +4,10 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 
 import entropix_lab as lab
-from entropix_lab.compare import per_position
+from entropix_lab.taps import our_taps, relative_error, tap_names, tap_shape
 
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 
@@ -41,6 +42,14 @@ def test_a_fault_is_found_where_it_is(tiny_checkpoint, dtype):
     assert not report.passed and report.verdict.startswith("FAIL")
     assert report.first_divergence.tap == "layers.7.feed_forward.w2"
     assert report.verdict.endswith("first divergence: layers.7.feed_forward.w2")
+    assert [row.tap for row in report.suspects] == ["layers.7.feed_forward.w2"]
+    assert report.explain().startswith(
+        "First divergence: layers.7.feed_forward.w2, the feed-forward's output; it reads "
+        "layers.7.feed_forward.w1 and layers.7.feed_forward.w3."
+    )
+    beyond = [row.tap for row in report.rows if row.local.excess > 1]
+    assert beyond == ["layers.7.feed_forward.w2", "layers.7"]  # the local view keeps it in its layer
+    assert sum(row.accumulated.excess > 1 for row in report.rows) > 40
 
 
 def test_a_wrong_eps_is_found_under_the_tasks_allclose(pair):
@@ -88,29 +97,113 @@ def test_what_cannot_be_compared(pair):
     with pytest.raises(ValueError, match="the model is float32, the reference bfloat16"):
         lab.compare(model, lab.load_reference(model.path, "bfloat16"), TOKENS)
     taps = reference.taps(TOKENS)
-    taps["layers.0.extra"] = taps.pop("layers.0")
-    with pytest.raises(ValueError, match=r"other names.*layers\.0"):
+    taps["layers.0.extra"] = taps["layers.0"]
+    with pytest.raises(ValueError, match=r"unknown taps \['layers\.0\.extra'\]"):
         lab.compare(model, taps, TOKENS)
-    taps = reference.taps(TOKENS)
-    taps["norm"] = taps["norm"][:, :-1]
+    taps = {"norm": taps["norm"][:, :-1]}
     with pytest.raises(ValueError, match=r"norm: expected the shape \(1, 24, 64\), the reference has \(1, 23, 64\)"):
         lab.compare(model, taps, TOKENS)
+    with pytest.raises(ValueError, match="no taps"):
+        lab.compare(model, {}, TOKENS)
+    with pytest.raises(ValueError, match=r"mode must be one of \('prefill', 'cached'\), found 'decode'"):
+        lab.compare(model, reference, TOKENS, mode="decode")
+    with pytest.raises(ValueError, match="model.py has no function 'rmsnorm' to replace"):
+        lab.compare(model, reference, TOKENS, replace={"rmsnorm": len})
+    with pytest.raises(KeyError, match="no tap 'layers.12'"):
+        lab.compare(model, {"norm": reference.taps(TOKENS)["norm"]}, TOKENS)["layers.12"]
 
 
-def test_per_position():
-    scores = np.arange(12.0).reshape(1, 2, 2, 3)
-    scores[0, 0, 0, 1] = -np.inf
-    assert np.array_equal(per_position("a.scores", scores)[0], [[0, 0, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]])
-    assert per_position("a.xq_rope", np.zeros((1, 2, 3, 4))).shape == (1, 2, 12)
+def test_the_schema_is_what_both_models_yield(pair):
+    model, reference = pair
+    theirs, ours = reference.taps(TOKENS), our_taps(model, TOKENS)
+    assert list(theirs) == list(ours) == tap_names(12)
+    for name in theirs:
+        assert theirs[name].shape == ours[name].shape == tap_shape(name, model.config, 1, 24), name
+
+
+def test_taps_from_a_file_and_not_all_of_them(pair, tmp_path):
+    model, reference = pair
+    taps = {name: x for name, x in reference.taps(TOKENS).items() if name.startswith("layers.4") or name == "output"}
+    np.savez(tmp_path / "taps.npz", **taps)
+    report = lab.compare(model, np.load(tmp_path / "taps.npz"), TOKENS)
+    assert report.passed and [row.tap for row in report.rows] == list(taps)
+    taps["layers.4"] = taps["layers.4"] * 1.001
+    report = lab.compare(model, taps, TOKENS)
+    assert report.first_divergence.tap == "layers.4" and "the stream after the layer" in report.explain()
+
+
+@pytest.mark.parametrize("mode", ["prefill", "cached"])
+def test_rows_of_different_lengths(pair, mode):
+    model, reference = pair
+    rows = [TOKENS[0], TOKENS[0, 5:12], TOKENS[0, 3:20]]
+    report = lab.compare(model, reference, rows, mode)
+    assert report.passed and report.output.positions == 24 + 7 + 17
+    padded = np.zeros((3, 24), np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    taps = reference.taps(padded)
+    for name in taps:  # what lies in the padding is nobody's business
+        axis = 2 if name.endswith((".scores", ".probs")) else 1
+        np.moveaxis(taps[name], axis, 1)[1, 7:] = np.nan
+    assert lab.compare(model, taps, rows, mode).passed
+
+
+def test_greedy(pair):
+    model, reference = pair
+    prompts = [TOKENS[0], TOKENS[0, :9]]
+    report = lab.compare_greedy(model, reference, prompts, max_new_tokens=12)
+    assert report.passed and "2 of 2 prompts equal to Meta's over 12 tokens" in report.verdict
+    wrong = dataclasses.replace(model, weights=model.weights._replace(norm=model.weights.norm[::-1]))
+    report = lab.compare_greedy(wrong, reference, prompts, max_new_tokens=12)
+    assert not report.passed and "parts at token 0 where the margin is" in report.verdict
+
+
+def test_relative_error():
+    y = np.ones((1, 2, 2, 3), np.float32)
+    y[0, 0, 0, 1:] = -np.inf
+    x = y.copy()
+    x[0, 1, 1, 2] = 1.5
+    assert np.allclose(relative_error("a.scores", x, y), [[0, 0.5 / 6**0.5]])
+    x[0, 1, 0, 1] = -np.inf
+    assert np.array_equal(relative_error("a.scores", x, y)[0, :1], [np.inf])
+    assert relative_error("a.xq_rope", y[..., :1], y[..., :1]).shape == (1, 2)
 
 
 def test_a_massive_position_does_not_hide_the_others(pair):
     model, reference = pair
+    massive, small = TOKENS[0, 0], 3e-5
+    table = model.weights.tok_embeddings.at[massive].multiply(1e4)
+    weights = model.weights._replace(tok_embeddings=table, output=table)
+    model = dataclasses.replace(model, weights=weights)
+    table = reference.transformer.tok_embeddings.weight
+    kept = table.detach().clone()
+    try:
+        with torch.no_grad():
+            table[massive] *= 1e4
+        taps = reference.taps(TOKENS)
+    finally:
+        with torch.no_grad():
+            table[:] = kept
+    assert lab.compare(model, taps, TOKENS).passed
+    stream = taps["layers.5"]
+    before = stream.copy()
+    stream[0, 3] *= 1 + small
+    row = lab.compare(model, taps, TOKENS).first_divergence
+    assert row.tap == "layers.5" and row.worst_position == (0, 3)
+    # one norm over the whole tensor would have taken it for rounding
+    assert np.linalg.norm(stream - before) / np.linalg.norm(stream) < row.op.limit[0]
+
+
+@pytest.mark.parametrize("tap", ["layers.4.attention.wq", "layers.7.feed_forward.w2", "output"])
+def test_the_limit_is_where_it_says(pair, tap):
+    model, reference = pair
     taps = reference.taps(TOKENS)
-    for name in ("layers.5",):
-        taps[name] = taps[name].copy()
-        taps[name][0, 3] += 0.01  # one position of 24, a hundredth of the stream
-    assert lab.compare(model, taps, TOKENS).first_divergence.tap == "layers.5"
+    limit = lab.compare(model, taps, TOKENS)[tap].op.limit[0]
+    noise = np.random.default_rng(0).normal(size=taps[tap].shape)
+    noise *= np.linalg.norm(taps[tap], axis=-1, keepdims=True) / np.linalg.norm(noise, axis=-1, keepdims=True)
+    moved = lambda times: lab.compare(model, taps | {tap: (taps[tap] + times * limit * noise).astype("f4")}, TOKENS)
+    assert moved(0.3).passed
+    assert moved(3).first_divergence.tap == tap
 
 
 def test_figures_are_drawn(pair):

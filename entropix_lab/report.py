@@ -1,0 +1,268 @@
+"""What a comparison found: a row for every tap, the first divergence in words, and one line of verdict."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from . import verdict
+from .taps import OPS
+
+RTOL, ATOL = 1e-3, 1e-2
+
+
+@dataclass(frozen=True)
+class View:
+    """One tap in one view, ours against theirs: relative L2 errors of the positions, as (median, worst).
+
+    floor: the same of the correct variants that are furthest from ours. limit: what is still taken for rounding, a few
+    times the floor. excess: the error in units of the limit, the larger of the two; above 1 it is no rounding.
+    """
+
+    error: tuple[float, float]
+    floor: tuple[float, float]
+    limit: tuple[float, float]
+    excess: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tap. meta_error and our_error are (median, worst) against the float64 truth, accumulated and local; max_abs,
+    cosine (the lowest) and worst_position, a (row, token) pair, are ours against theirs, accumulated."""
+
+    tap: str
+    accumulated: View
+    local: View
+    op: View
+    meta_error: tuple[float, float]
+    our_error: tuple[float, float]
+    local_meta_error: tuple[float, float]
+    local_our_error: tuple[float, float]
+    max_abs: float
+    cosine: float
+    worst_position: tuple[int, int]
+
+    @property
+    def rel_l2(self) -> float:
+        """The median position's relative L2 error, ours against theirs."""
+        return self.accumulated.error[0]
+
+    @property
+    def rel_l2_worst(self) -> float:
+        return self.accumulated.error[1]
+
+    @property
+    def excess(self) -> float:
+        """The largest of the three views' errors in units of its limit."""
+        return max(self.accumulated.excess, self.local.excess, self.op.excess)
+
+    @property
+    def within_rounding(self) -> bool:
+        return self.excess <= 1
+
+
+@dataclass(frozen=True)
+class Output:
+    """The logits, ours against Meta's: the task's allclose, argmax agreement, KL(Meta || ours) in nats, overlap of the
+    five likeliest tokens, and Meta's top-1 margin at every position where the argmax differs."""
+
+    allclose: bool
+    meta_allclose_to_truth: bool
+    positions: int
+    argmax_equal: int
+    margins_where_different: tuple[float, ...]
+    kl_mean: float
+    kl_max: float
+    top5_overlap: float
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    name: str
+    dtype: str
+    rows: tuple[Row, ...]
+    output: Output | None
+    environment: str
+
+    @property
+    def first_divergence(self) -> Row | None:
+        """The first tap, in the order of execution, that differs by more than rounding; all before it do not."""
+        return next((row for row in self.rows if not row.within_rounding), None)
+
+    @property
+    def suspects(self) -> tuple[Row, ...]:
+        """The operations that differ by more than rounding on the other model's own inputs, the furthest first: where
+        several are wrong at once, all of them are here, and none that only inherits an error."""
+        wrong = [row for row in self.rows if row.op.excess > 1]
+        return tuple(sorted(wrong, key=lambda row: -row.op.excess))
+
+    @property
+    def passed(self) -> bool:
+        """No tap differs by more than rounding, and every argmax that differs is a tie within the logits' rounding; in
+        float32 the task's allclose holds too (in bfloat16 Meta's own logits miss it against the truth)."""
+        if self.first_divergence is not None:
+            return False
+        if self.output is None:
+            return True
+        ties = all(m <= 2 * self["output"].max_abs for m in self.output.margins_where_different)
+        return ties and (self.output.allclose or self.dtype == "bfloat16")
+
+    @property
+    def verdict(self) -> str:
+        """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
+        out, yes = self.output, lambda b: "yes" if b else "no"
+        claims = [f"{sum(r.within_rounding for r in self.rows)} of {len(self.rows)} taps within rounding of Meta's"]
+        if out:
+            close = f"allclose(rtol={RTOL:g}, atol={ATOL:g}) {yes(out.allclose)}"
+            if self.dtype == "bfloat16":
+                close += f" (Meta's own bfloat16 against float64: {yes(out.meta_allclose_to_truth)})"
+            claims += [
+                f"logits within a relative {_bound(self['output'].rel_l2_worst)} at all {out.positions} positions",
+                f"argmax equal at {out.argmax_equal}",
+                close,
+            ]
+        where = self.first_divergence
+        claims.append("first divergence: " + (where.tap if where else "none"))
+        return verdict.line(self.passed, f"{self.name} {self.dtype}", *claims)
+
+    def explain(self) -> str:
+        """The first divergence in words, and what else is wrong by itself."""
+        row = self.first_divergence
+        if row is None:
+            top = max(self.rows, key=lambda r: r.excess)
+            return (
+                f"No divergence: all {len(self.rows)} taps are within rounding in all three views. The nearest to its "
+                f"limit is {top.tap}, at {top.excess:.2f} of it."
+            )
+        layer, op = split(row.tap)
+        what, reads = OPS.get(op, ("", ())) if layer is not None else GLOBAL[row.tap]
+        name = lambda r: f"layers.{layer}.{r}" if r in OPS else r
+        view, where = next(
+            (v, w)
+            for v, w in (
+                (row.op, "on the reference's own input to this operation"),
+                (row.local, "on the reference's own input to this layer"),
+                (row.accumulated, "in a run from the tokens on"),
+            )
+            if not v.excess <= 1
+        )
+        lines = [
+            f"First divergence: {row.tap}, {what}; it reads {' and '.join(map(name, reads))}.",
+            f"{where.capitalize()} ours is {_amount(view.error)} from the reference's; correct variants of ours are "
+            f"{_amount(view.floor)} from ours, so that is {view.excess:.3g} times the limit.",
+        ]
+        if row.op.excess > 1:
+            lines.append("What it reads was the reference's own, so the error is made there.")
+        others = [r for r in self.suspects if r is not row]
+        if others:
+            some = ", ".join(f"{r.tap} ({r.op.excess:.2g})" for r in others[:5])
+            lines.append(f"{len(others)} more operations are wrong by themselves, times their limit: {some}.")
+        late = sum(r.accumulated.excess > 1 for r in self.rows)
+        lines.append(f"In a run from the tokens on, {late} of {len(self.rows)} taps are beyond rounding.")
+        return "\n".join(lines)
+
+    def __getitem__(self, tap: str) -> Row:
+        row = next((row for row in self.rows if row.tap == tap), None)
+        if row is None:
+            raise KeyError(
+                f"no tap {tap!r} in this report: its names are like {self.rows[min(1, len(self.rows) - 1)].tap!r}"
+            )
+        return row
+
+    def __repr__(self):
+        return self.verdict
+
+    def to_json(self) -> dict:
+        """Everything in the report, as plain types."""
+        return {
+            "verdict": self.verdict,
+            "explanation": self.explain(),
+            "passed": self.passed,
+            "environment": self.environment,
+            "name": self.name,
+            "dtype": self.dtype,
+            "output": self.output and asdict(self.output),
+            "rows": [asdict(row) | {"within_rounding": row.within_rounding} for row in self.rows],
+        }
+
+    def _repr_html_(self):
+        """The stream after every layer and the output; a table of every tap is in to_json()."""
+        bad = self.first_divergence
+        shown = lambda r: r is bad or r.tap in GLOBAL or r.tap.count(".") == 1 and split(r.tap)[1] == ""
+        cells = lambda r: [
+            r.tap,
+            *(
+                f"{x:.1e}"
+                for x in (*r.accumulated.error, r.meta_error[0], r.our_error[0], r.local.error[0], r.op.error[0])
+            ),
+            f"{r.excess:.2g}",
+            "yes" if r.within_rounding else "<b>no</b>",
+        ]
+        titles = (
+            "tap",
+            "ours vs reference",
+            "worst",
+            "reference vs float64",
+            "ours vs float64",
+            "local",
+            "op",
+            "of limit",
+        )
+        body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in cells(r)) + "</tr>" for r in self.rows if shown(r))
+        head = "".join(f"<th>{t}</th>" for t in (*titles, "rounding only"))
+        explanation = self.explain().replace("\n", "<br>")
+        return (
+            f"<p>{self.verdict}</p><p>{explanation}</p><table><tr>{head}</tr>{body}</table>"
+            f"<p><small>{self.environment}</small></p>"
+        )
+
+
+GLOBAL = {
+    "tok_embeddings": ("the embedding of each token", ("the tokens",)),
+    "norm": ("the final RMSNorm", ("the last layer's output",)),
+    "output": ("the logits", ("norm",)),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Greedy:
+    """Free-running greedy decoding by both models: for each prompt (tokens, index of the first that differs or None,
+    and there (margin between the two likeliest logits, whether that is within rounding) or None)."""
+
+    name: str
+    dtype: str
+    rows: tuple
+
+    @property
+    def passed(self) -> bool:
+        return all(first is None or tie for _, first, tie in ((n, f, m and m[1]) for n, f, m in self.rows))
+
+    @property
+    def verdict(self) -> str:
+        equal = sum(first is None for _, first, _ in self.rows)
+        ties = sum(first is not None and m[1] for _, first, m in self.rows)
+        claims = [f"{equal} of {len(self.rows)} prompts equal to Meta's over {max(n for n, *_ in self.rows)} tokens"]
+        claims.append(f"{ties} part at a tie within rounding")
+        for i, (_, first, m) in enumerate(self.rows):
+            if first is not None and not m[1]:
+                claims.append(f"prompt {i} parts at token {first} where the margin is {m[0]:.1e}")
+        return verdict.line(self.passed, f"{self.name} {self.dtype} greedy", *claims)
+
+    def __repr__(self):
+        return self.verdict
+
+
+def split(tap: str) -> tuple[int | None, str]:
+    """ "layers.3.attention.wq" -> (3, "attention.wq"); taps outside the layers have None."""
+    if not tap.startswith("layers."):
+        return None, tap
+    i, _, op = tap.removeprefix("layers.").partition(".")
+    return int(i), op
+
+
+def _amount(error):
+    return f"{error[0]:.1e} (median position) to {error[1]:.1e} (worst)"
+
+
+def _bound(x: float) -> str:
+    """The next power of ten: a figure that another processor's rounding seldom changes."""
+    return f"{10.0 ** np.ceil(np.log10(max(x, 1e-300))):.0e}" if np.isfinite(x) else str(x)

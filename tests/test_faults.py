@@ -1,0 +1,81 @@
+"""Every classical fault on a tiny checkpoint is found where it is; correct variants are not."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import entropix_lab as lab
+from entropix_lab import faults
+from entropix_lab.taps import our_taps
+
+TOKENS = np.random.default_rng(0).integers(0, 128, (2, 24))
+FAULTS = {f.name: f for f in faults.FAULTS}
+# What bfloat16 rounds away is the question there; the large ones are found in any dtype.
+SMALL = ("F03", "F08", "F10", "F11", "F12", "F21", "F32")
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pair(request, tiny_checkpoint):
+    folder = tiny_checkpoint(request.param)
+    return lab.load_model(folder, request.param), lab.load_reference(folder, request.param)
+
+
+def found(fault, pair, prompts=TOKENS):
+    where = fault.compare(*pair, prompts).first_divergence
+    return where and where.tap
+
+
+def expected(fault):
+    return "layers.1.attention_norm" if fault.name == "F32" else fault.tap
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_found_where_it_is(name, pair):
+    fault, dtype = FAULTS[name], pair[0].dtype
+    if not fault.exists_in(pair[0]):
+        assert (name, dtype) in {("F12", "float32"), ("F22", "bfloat16")}
+    elif dtype == "float32" or name in SMALL:
+        assert found(fault, pair) == expected(fault)
+
+
+@pytest.mark.parametrize("control", faults.CONTROLS, ids=lambda f: f.name)
+def test_correct_variants_are_silent(control, pair):
+    assert found(control, pair) is None
+
+
+def test_a_fault_leaves_nothing_behind(pair):
+    before = lab.compare(*pair, TOKENS).to_json()
+    assert found(FAULTS["F13"], pair) and found(FAULTS["F18"], pair)
+    assert lab.compare(*pair, TOKENS).to_json() == before
+
+
+def test_every_control_changes_the_bits(pair):
+    """A variant that computes the very same thing would prove nothing."""
+    model, reference = pair
+    if model.dtype == "bfloat16":
+        pytest.skip("rounding to bfloat16 hides most of them, as it should")
+    clean = {row.tap: row.our_error for row in lab.compare(model, reference, TOKENS).rows}
+    same = []
+    for control in faults.CONTROLS:
+        rows = control.compare(model, reference, TOKENS).rows
+        same += [control.name] if all(row.our_error == clean[row.tap] for row in rows) else []
+    assert set(same) <= {"C01", "C09", "C10"}  # on a CPU, products do not depend on how they are cut
+
+
+def test_only_single_operations_show_what_the_stream_hides(tiny_checkpoint):
+    folder = tiny_checkpoint("bfloat16")
+    model, reference = lab.load_model(folder, "bfloat16"), lab.load_reference(folder, "bfloat16")
+    row = FAULTS["F12"].compare(model, reference, TOKENS).first_divergence
+    assert row.tap == "layers.0.attention_norm" and row.op.excess > 1 and row.accumulated.excess < 1
+
+
+def test_a_piece_of_ones_own_on_trial(pair):
+    """What replace is for, and that the whole program, not only its layers, is compared."""
+    model, reference = pair
+    report = lab.compare(model, reference, TOKENS, replace={"silu": lambda x: x * 0})
+    assert report.first_divergence.tap == "layers.0.feed_forward.w2"
+    weights = model.weights._replace(norm=model.weights.norm * 2)
+    doubled = dataclasses.replace(model, weights=weights)
+    assert not np.array_equal(our_taps(doubled, TOKENS)["output"], our_taps(model, TOKENS)["output"])
+    assert lab.compare(doubled, reference, TOKENS).first_divergence.tap == "norm"
