@@ -169,11 +169,11 @@ def test_every_policy_is_taken_and_follows_its_rule():
     scale = np.exp(rng.uniform(-1, 3, (30, 16, 1)))
     logits = rng.standard_normal((30, 16, 400)) * scale
     tokens, state, info = walk(lab.samplers.dirichlet(400), logits)
-    assert sorted(set(info["branch"].ravel())) == list(range(len(POLICIES)))
+    assert sorted(set(info["policy"].ravel())) == list(range(len(POLICIES)))
     best = logits.argmax(-1)
-    assert (tokens[info["branch"] == 0] == best[info["branch"] == 0]).all()
+    assert (tokens[info["policy"] == 0] == best[info["policy"] == 0]).all()
     top6 = np.argsort(-logits, -1)[..., :6]
-    assert (tokens[..., None] == top6).any(-1)[info["branch"] == 1].all()
+    assert (tokens[..., None] == top6).any(-1)[info["policy"] == 1].all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
@@ -185,7 +185,7 @@ def test_state_is_kept():
     calm, wild = after(9.0)[2], after(0.3)[2]
     assert (calm["target_entropy"][-1] < wild["target_entropy"][-1]).all()
     assert (calm["temperature"][-1] < wild["temperature"][-1]).all()
-    assert not (calm["branch"][-1] == wild["branch"][-1]).all()
+    assert not (calm["policy"][-1] == wild["policy"][-1]).all()
 
 
 def test_draws_of_the_dirichlet_have_its_mean():
@@ -196,7 +196,7 @@ def test_draws_of_the_dirichlet_have_its_mean():
     token, state, info = jax.jit(lambda z, s, k: sampler(z, metrics(z), s, k))(
         logits, sampler.init(20_000), jax.random.split(jax.random.key(3), 20_000)
     )
-    assert (info["branch"] == 3).all()
+    assert (info["policy"] == 3).all()
     alpha = np.asarray(fit(state.logp[:1], 0.5), np.float64)[0]
     found = np.bincount(np.asarray(token), minlength=5)
     assert stats.chisquare(found, 20_000 * alpha / alpha.sum()).pvalue > 1e-4
