@@ -43,7 +43,8 @@ def entropy_trace(gen):
     at = np.arange(len(trace))
     axes[0].plot(at, trace.entropy, "-", color=BLUE, lw=1.6, label="entropy before the token")
     axes[0].plot(at, trace.surprisal, "o", color=RED, ms=4, label="surprisal of the token")
-    axes[0].set(ylabel="nats", ylim=(0, None), title=f"Each token of the text ({len(trace)})")
+    top = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
+    axes[0].set(ylabel="nats", ylim=(0, top), title=f"Each token of the text ({len(trace)})")
     axes[0].legend(loc="upper right", ncols=2)
     axes[1].fill_between(at, trace.varentropy, color=SKY, alpha=0.7, lw=0, step="mid")
     axes[1].set(ylabel="varentropy, nats²", ylim=(0, None))
@@ -54,7 +55,7 @@ def entropy_trace(gen):
             where = at[taken == i]
             label = f"{NAMES[kind][i]} ({len(where)})"
             axes[1].plot(where, np.full(len(where), -0.12 * top), MARKERS[i], ms=6, color=COLOURS[i], label=label)
-        axes[1].set_ylim(-0.25 * top, 1.3 * top)
+        axes[1].set_ylim(-0.25 * top, 1.6 * top)
         axes[1].legend(loc="upper right", ncols=5, fontsize=8, title=kind, title_fontsize=8)
     _token_axis(axes[1], trace)
     return axes
