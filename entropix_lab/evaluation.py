@@ -189,11 +189,13 @@ def paired(a: Run, b: Run, seed=0) -> Paired:
 
 def matched_temperature(temperatures, runs, target: float) -> float:
     """The temperature at which plain sampling would have the mean surprisal target: interpolated between runs, and
-    beyond the hottest one along the last slope."""
+    beyond the hottest one along the parabola through the logarithms of the last three."""
     surprisal = np.maximum.accumulate([run.mean_surprisal for run in runs])
-    beyond = max(0.0, target - surprisal[-1])
-    slope = (temperatures[-1] - temperatures[-2]) / max(surprisal[-1] - surprisal[-2], 1e-6)
-    return float(np.interp(target, surprisal, temperatures) + beyond * slope)
+    if target <= surprisal[-1]:
+        return float(np.interp(target, surprisal, temperatures))
+    parabola = np.polyfit(temperatures[-3:], np.log(surprisal[-3:]), 2)
+    hotter = np.linspace(temperatures[-1], 2 * temperatures[-1], 1001)
+    return float(np.interp(np.log(target), np.maximum.accumulate(np.polyval(parabola, hotter)), hotter))
 
 
 def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) -> float:

@@ -81,7 +81,7 @@ def test_distinct_and_repetition():
 def test_matched_temperature_interpolates():
     runs = [Run("", [], [], None, np.array([[2.0]]), np.array([[s]])) for s in (0.5, 1.0, 2.0)]
     assert matched_temperature([0.4, 0.8, 1.2], runs, 1.5) == pytest.approx(1.0)
-    assert matched_temperature([0.4, 0.8, 1.2], runs, 2.5) == pytest.approx(1.4)  # on along the last slope
+    assert matched_temperature([0.4, 0.8, 1.2], runs, 4.0) == pytest.approx(1.6)  # beyond: it doubles each 0.4
     assert matched_temperature([0.4, 0.8, 1.2], runs, 0.1) == pytest.approx(0.4)
 
 
