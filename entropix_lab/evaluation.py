@@ -97,7 +97,8 @@ def evaluate(model, tasks, samplers, samples=2, max_new_tokens=20, seed=0, syste
     prompts, n = chat_prompts(model, tasks, system), len(samplers)
     pairs = [(i, j) for i in np.argsort([len(p) for p in prompts], kind="stable") for j in range(samples)]
     found, width = {}, max(1, batch // n)
-    width -= width % samples if width > samples else 0  # a task's samples together: its prompt is read once
+    width = -(-len(pairs) // -(-len(pairs) // width))  # as many batches, of equal size,
+    width += -width % samples if width > samples else 0  # and a task's samples together: its prompt is read once
     for start in range(0, len(pairs), width):
         some = pairs[start : start + width]
         some = some + some[:1] * (width - len(some))  # the last batch has the others' shape: nothing new to compile
