@@ -127,7 +127,8 @@ def ewma(rate, new, old):
 
 @dataclass(frozen=True)
 class Dirichlet:
-    """The sampler described at the top of this file; rates, thresholds and targets are its fields.
+    """The sampler described at the top of this file; rates, thresholds and targets are its fields. Of its reports,
+    "distance" is the total variation between the distribution that the step's token was drawn from and the model's.
 
     Rates weigh the new value and are the published ones. The published thresholds call every step an outlier, and the
     published target entropy (at least 8 nats) is above what a vocabulary gives, so those have defaults of their own,
@@ -220,6 +221,12 @@ class Dirichlet:
         candidates = [jnp.zeros_like(inlier), inlier, jnp.argmax(mixture, -1), draw(jnp.exp(log_dir), for_ood)]
         chosen = jnp.choose(policy, candidates, mode="clip")[:, None]
 
+        one_hot = lambda index: jax.nn.one_hot(index, K)
+        few_probs = jnp.pad(jax.nn.softmax(few / inlier_temp[:, None], -1), ((0, 0), (0, K - few.shape[-1])))
+        of_policy = jnp.stack([one_hot(candidates[0]), few_probs, one_hot(candidates[2]), jnp.exp(log_dir)])
+        drawn_from = jnp.take_along_axis(of_policy, policy[None, :, None], 0)[0]
+        distance = 1 - jnp.sum(jnp.minimum(drawn_from, jnp.exp(top)), -1)
+
         log_mixture = jnp.log(mixture + TINY)
         log_chosen = jnp.concatenate([jnp.take_along_axis(lp, chosen, -1) for lp in (log_mixture, top)], -1)
         mix_ent, mix_var = moments(log_mixture)
@@ -235,7 +242,13 @@ class Dirichlet:
             ewma(self.rate, dir_ent, first(dir_ent, old.dir_ent)),
             ewma(self.rate, temp, old.temp),
         )
-        info = {"branch": policy, "temperature": temp, "target_entropy": self.target(old), "dirichlet_share": share}
+        info = {
+            "policy": policy,
+            "temperature": temp,
+            "target_entropy": self.target(old),
+            "dirichlet_share": share,
+            "distance": distance,
+        }
         return jnp.take_along_axis(ids, chosen, -1)[:, 0].astype(jnp.int32), state, info
 
     def outlier(self, state, H, V):
@@ -257,6 +270,17 @@ def on_support(logp, ids):
     differ, and that is what bounds the concentration."""
     slack = jax.nn.logsumexp(logp, -1, keepdims=True)
     return jax.nn.log_softmax(jnp.take_along_axis(logp, ids, -1), -1) + jnp.minimum(slack, 0)
+
+
+def fit_distance(logits, support: int = 256, prior: float = 0.1):
+    """Total variation [B] between softmax(logits [B,V]) and the mean of the Dirichlet that is fitted to it on its
+    `support` likeliest tokens (0 on all others); and the part of it that a smaller prior cannot mend, the mass [B] of
+    those others."""
+    x = log_probs(logits)
+    top, ids = likeliest(x, min(support, x.shape[-1]))
+    alpha = fit(on_support(x, ids), prior)
+    shared = jnp.minimum(alpha / jnp.sum(alpha, -1, keepdims=True), jnp.exp(top))
+    return 1 - jnp.sum(shared, -1), 1 - jnp.sum(jnp.exp(top), -1)
 
 
 def dirichlet(vocab_size: int | None = None, **changes) -> Dirichlet:

@@ -4,7 +4,7 @@ The unit is the task: samples of one task depend on each other, so every interva
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,6 @@ import numpy as np
 
 from .dirichlet import moments
 from .generate import generate
-from .model import KVCache, xfmr
 
 SYSTEM = "Answer briefly."
 RESAMPLES = 4000
@@ -21,7 +20,8 @@ RESAMPLES = 4000
 @dataclass(frozen=True, eq=False)
 class Run:
     """One sampler on n tasks with k samples each. texts [n][k], tokens [n][k] (arrays of ids), and arrays [n,k]:
-    passed, length (tokens), surprisal (mean -log p of a sample's tokens under the model, nats)."""
+    passed, length (tokens), surprisal (mean -log p of a sample's tokens under the model, nats). info: what the Panel
+    reported at each token, flat arrays over all samples' tokens."""
 
     name: str
     texts: list
@@ -29,6 +29,7 @@ class Run:
     passed: np.ndarray
     length: np.ndarray
     surprisal: np.ndarray
+    info: dict = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -57,7 +58,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Panel:
-    """Several samplers in one program: row i of a batch of a multiple of n rows follows samplers[i % n]."""
+    """Several samplers in one program: row i of a batch of a multiple of n rows follows samplers[i % n].
+
+    Reports the entropy and varentropy (nats, nats^2) that stood before each token, and what each sampler reports, -1
+    where it reports no such thing."""
 
     samplers: tuple
 
@@ -77,18 +81,24 @@ class Panel:
             s(of(logits, i), {name: of(x, i) for name, x in metrics.items()}, state[i], of(keys, i))
             for i, s in enumerate(self.samplers)
         ]
-        token = jnp.stack([token for token, _, _ in drawn], 1).reshape(-1)
-        return token, tuple(new for _, new, _ in drawn), {}
+        tokens, states, infos = zip(*drawn, strict=True)
+        in_turn = lambda xs: jnp.stack(xs, 1).reshape(-1)
+        blank, reported = jnp.full_like(tokens[0], -1), {name for info in infos for name in info}
+        info = {name: in_turn([info.get(name, blank) for info in infos]) for name in sorted(reported)}
+        info |= {name: metrics[name] for name in ("entropy", "varentropy")}
+        return in_turn(tokens), states, info
 
 
 def evaluate(model, tasks, samplers, samples=2, max_new_tokens=20, seed=0, system=SYSTEM, batch=64) -> dict:
     """{name: Run} for a dict of samplers, all in one compiled program. Sample j of task i has the same seed under each.
 
-    Prompts are chats with the system message (None for the model's default). About `batch` rows are decoded together;
-    that changes no result."""
+    Prompts are chats with the system message (None for the model's default). Up to about `batch` rows are decoded
+    together; that changes no result."""
     prompts, n = chat_prompts(model, tasks, system), len(samplers)
     pairs = [(i, j) for i in np.argsort([len(p) for p in prompts], kind="stable") for j in range(samples)]
     found, width = {}, max(1, batch // n)
+    width = -(-len(pairs) // -(-len(pairs) // width))  # as many batches, of equal size,
+    width += -width % samples if width > samples else 0  # and a task's samples together: its prompt is read once
     for start in range(0, len(pairs), width):
         some = pairs[start : start + width]
         some = some + some[:1] * (width - len(some))  # the last batch has the others' shape: nothing new to compile
@@ -112,6 +122,7 @@ def make_run(name, tasks, gens) -> Run:
         of(lambda task, g: task.passes(g.text)),
         of(lambda task, g: len(g.tokens)),
         of(lambda task, g: -np.mean(g.logprobs)),
+        {name: np.concatenate([g.info[name] for row in gens for g in row]) for name in getattr(gens[0][0], "info", {})},
     )
 
 
@@ -121,13 +132,25 @@ def chat_prompts(model, tasks, system=SYSTEM) -> list:
     return [model.tokenizer.encode_dialog_prompt([*first, {"role": "user", "content": t.prompt}]) for t in tasks]
 
 
-def best_of(run, n: int) -> Run:
-    """Of each task's first n samples the one with the highest mean log-probability: a Run of one sample to a task."""
-    best = np.argmin(run.surprisal[:, :n], 1)[:, None]
+def best_of(run, n) -> Run:
+    """Of each task's first n samples (a number, or one to each task) the one with the highest mean log-probability: a
+    Run of one sample to a task."""
+    among = np.arange(run.surprisal.shape[1]) < np.broadcast_to(n, len(run.surprisal))[:, None]
+    best = np.argmin(np.where(among, run.surprisal, np.inf), 1)[:, None]
     pick = lambda x: np.take_along_axis(x, best, 1)
     nested = lambda rows: [[row[b]] for row, b in zip(rows, best[:, 0], strict=True)]
     arrays = (pick(run.passed), pick(run.length), pick(run.surprisal))
-    return Run(f"best of {n}, {run.name}", nested(run.texts), nested(run.tokens), *arrays)
+    return Run(f"best of {np.mean(n):.3g}, {run.name}", nested(run.texts), nested(run.tokens), *arrays)
+
+
+def within_budget(run, spent) -> np.ndarray:
+    """How many of each task's samples cost about as many tokens as spent [n]: at least one, all that there are at most,
+    and so many that the tokens of all tasks up to each one come nearest to what was spent on them."""
+    counts, used = [], 0
+    for cost, budget in zip(np.cumsum(run.length, 1), np.cumsum(spent), strict=True):
+        counts.append(int(np.argmin(np.abs(used + cost - budget))) + 1)
+        used += cost[counts[-1] - 1]
+    return np.array(counts)
 
 
 def interval(values, seed=0) -> tuple[float, float]:
@@ -166,37 +189,14 @@ def paired(a: Run, b: Run, seed=0) -> Paired:
 
 
 def matched_temperature(temperatures, runs, target: float) -> float:
-    """The temperature at which plain sampling would have the mean surprisal target, interpolated between runs."""
+    """The temperature at which plain sampling would have the mean surprisal target: interpolated between runs, and
+    beyond the hottest one along the parabola through the logarithms of the last three."""
     surprisal = np.maximum.accumulate([run.mean_surprisal for run in runs])
-    return float(np.interp(target, surprisal, temperatures))
-
-
-def entropies(model, tasks, run, system=SYSTEM, rows=8):
-    """Entropy and varentropy (nats, nats^2) of the model at every token of a run's samples, as two flat arrays.
-
-    Each sample is read again in one pass: nothing of the sampler is in these figures."""
-    prompts = chat_prompts(model, tasks, system)
-    texts = [(p, [*t]) for p, row in zip(prompts, run.tokens, strict=True) for t in row]
-    longest = max(len(p) + len(t) for p, t in texts)
-    read = jax.jit(lambda tokens, cache: moments(_log_softmax(model, tokens, cache)))
-    H, V = [], []
-    for start in range(0, len(texts), rows):
-        some = texts[start : start + rows]
-        tokens = np.zeros((rows, longest), np.int32)
-        for i, (p, t) in enumerate(some):
-            tokens[i, : len(p) + len(t)] = [*p, *t]
-        found = np.asarray(read(tokens, KVCache.new(model.config, rows, longest, model.dtype)))
-        found = found.reshape(2, rows, longest)
-        for i, (p, t) in enumerate(some):
-            steps = slice(len(p) - 1, len(p) + len(t) - 1)  # what stood before each token
-            H.append(found[0, i, steps])
-            V.append(found[1, i, steps])
-    return np.concatenate(H), np.concatenate(V)
-
-
-def _log_softmax(model, tokens, cache):
-    logits, _ = xfmr(model.weights, model.config, tokens, 0, cache)
-    return jax.nn.log_softmax(logits.astype(jnp.float32), -1).reshape(-1, logits.shape[-1])
+    if target <= surprisal[-1]:
+        return float(np.interp(target, surprisal, temperatures))
+    parabola = np.polyfit(temperatures[-3:], np.log(surprisal[-3:]), 2)
+    hotter = np.linspace(temperatures[-1], 2 * temperatures[-1], 1001)
+    return float(np.interp(np.log(target), np.maximum.accumulate(np.polyval(parabola, hotter)), hotter))
 
 
 def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) -> float:

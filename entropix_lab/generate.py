@@ -31,7 +31,8 @@ class Generation:
     model (nats, whatever the sampler did); margins: between the two largest logits of each step; ties: steps where
     that margin is within rounding, so that another right program may choose otherwise; finish_reason: "stop",
     "length" (max_new_tokens) or "max_seq_len"; timing: seconds for the whole batch ("first_token_s", "decode_s") and
-    this row's "tokens_per_s" after the first token; trace: a Trace of the tokens, when generate was asked for it.
+    this row's "tokens_per_s" after the first token; info: what the sampler reported, arrays [tokens] by name; trace: a
+    Trace of the tokens, when generate was asked for it.
     """
 
     prompt: str
@@ -44,6 +45,7 @@ class Generation:
     finish_reason: str
     seed: int
     timing: dict = field(default_factory=dict)
+    info: dict = field(default_factory=dict)
     trace: Trace | None = None
 
     def __repr__(self):
@@ -119,15 +121,20 @@ def chat(model, messages, **options) -> Generation:
 
 
 @partial(jax.jit, static_argnames=("config", "sampler", "trace"), donate_argnames="cache", compiler_options=EXACT)
-def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False):
+def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False, rows=None):
     """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
 
-    Prefill and decode are this one function. Returns (what the host wants to know of each row, cache, state).
+    Prefill and decode are this one function. Where rows share a prompt, tokens [U,T], start_pos and last [U] hold each
+    prompt once, and rows [B] says whose each row is. Returns (what the host wants to know of each row, cache, state).
     """
     needs = getattr(sampler, "needs", ())
     found, tap = collector(last) if trace or needs else ({}, no_tap)
-    x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
-    logits = head(weights, config, jnp.take_along_axis(x, last[:, None, None], axis=1), no_tap)[:, 0]
+    slots = cache if rows is None else jax.tree.map(lambda c: c[: len(tokens)], cache)
+    x, cache = transformer(weights, config, tokens, start_pos, slots, tap)
+    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
+    if rows is not None:
+        x, cache, found = jax.tree.map(lambda of_prompt: of_prompt[rows], (x, cache, found))
+    logits = head(weights, config, x, no_tap)[:, 0]
     logits = logits.astype(jnp.float32)
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
@@ -142,10 +149,11 @@ def _step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds
         "margin": best[:, 0] - best[:, 1],
         "tie": best[:, 0] - best[:, 1] <= ROUNDING[str(x.dtype)] * jnp.abs(logits).max(-1),
     }
+    out |= {f"info.{name}": x for name, x in info.items()}
     if trace:
         metrics |= chosen_metrics(logits, token) | needed
         metrics |= {"lens_entropy": lens_entropy(weights, config, found)[:, 0]} if trace == "lens" else {}
-        out |= {f"trace.{name}": x for name, x in metrics.items()} | {f"info.{name}": x for name, x in info.items()}
+        out |= {f"trace.{name}": x for name, x in metrics.items()}
     return out, cache, state
 
 
@@ -154,20 +162,24 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tr
 
     Prompts are padded to a power of two, and a full cache grows to the next of few sizes: few programs are compiled,
     and early tokens do not pay for slots that nothing uses yet. What padding writes lies beyond a row's
-    length, where nothing reads it before it is overwritten.
+    length, where nothing reads it before it is overwritten. A prompt that several rows share is read once.
     """
     weights, config = model.decode_weights, model.config
     B, T = len(rows), min(_bucket(lengths.max(), SMALLEST_PROMPT), max_seq_len)
-    tokens = np.zeros((B, T), np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
+    prompts = {}
+    shared = np.array([prompts.setdefault(tuple(row), len(prompts)) for row in rows], np.int32)
+    U = min(B, _bucket(len(prompts), 1))
+    read, shared = (list(prompts), shared) if U < B else (rows, None)
+    tokens, last = np.zeros((U, T), np.int32), np.zeros(U, np.int32)
+    for i, row in enumerate(read):
+        tokens[i, : len(row)], last[i] = row, len(row) - 1
     slots = lambda n: min(cache_slots(n), max_seq_len)
     cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
     state, seeds = sampler.init(B), np.array(seeds, np.uint32)
     precision = "highest" if model.dtype == "float32" else None
     with jax.default_matmul_precision(precision):
         out, cache, state = _step(
-            weights, config, sampler, tokens, np.zeros(B, np.int32), lengths - 1, cache, state, seeds, 0, trace
+            weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
         )
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
@@ -241,7 +253,8 @@ class _Writer:
         of = lambda name: np.array([step[name] for step in self.steps])
         after_first = max(0, len(self.steps) - 1)
         under = lambda prefix: {n.removeprefix(prefix): of(n) for n in self.steps[0] if n.startswith(prefix)}
-        trace = under("trace.") and new_trace(self.model, row, of("token"), under("trace."), under("info."))
+        info = under("info.")
+        trace = under("trace.") and new_trace(self.model, row, of("token"), under("trace."), info)
         rate = after_first / timing["decode_s"] if after_first and timing["decode_s"] > 0 else None
         return Generation(
             prompt=self.model.tokenizer.decode(row) if self.model.tokenizer else str(list(row)),
@@ -254,6 +267,7 @@ class _Writer:
             finish_reason=self.finish_reason,
             seed=seed,
             timing=timing | {"tokens_per_s": rate},
+            info=info,
             trace=trace or None,
         )
 

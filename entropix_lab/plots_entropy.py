@@ -4,11 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Rectangle
 
-from .style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure, styled
+from .samplers import NAMES
+from .style import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY, figure, styled
 
 MARKERS = "os^Dv"
-COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE)
-BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, low or high varentropy; none of them
 GROUND = "YlOrBr"  # text stays black on it, and it survives greyscale
 
 
@@ -37,22 +36,27 @@ def _token_axis(ax, trace):
 def entropy_trace(gen):
     """Entropy of the model and surprisal of the token that came, and varentropy, along the text of a gen.
 
-    What a sampler reported as its branch colours a strip between the two.
+    What a sampler reported as its branch or policy colours a strip along the bottom.
     """
     trace = _trace(gen)
     fig, axes = figure(2, 1, figsize=(12, 4.6), sharex=True, height_ratios=(1.6, 1))
     at = np.arange(len(trace))
     axes[0].plot(at, trace.entropy, "-", color=BLUE, lw=1.6, label="entropy before the token")
     axes[0].plot(at, trace.surprisal, "o", color=RED, ms=4, label="surprisal of the token")
-    axes[0].set(ylabel="nats", ylim=(0, None), title=f"Each token of the text ({len(trace)})")
+    top = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
+    axes[0].set(ylabel="nats", ylim=(0, top), title=f"Each token of the text ({len(trace)})")
     axes[0].legend(loc="upper right", ncols=2)
     axes[1].fill_between(at, trace.varentropy, color=SKY, alpha=0.7, lw=0, step="mid")
     axes[1].set(ylabel="varentropy, nats²", ylim=(0, None))
-    if "branch" in trace.info:
-        for branch in np.unique(trace.info["branch"]):
-            where = at[trace.info["branch"] == branch]
-            axes[1].plot(where, np.zeros(len(where)), "s", ms=6, color=COLOURS[branch], label=BRANCHES[branch])
-        axes[1].legend(loc="upper right", ncols=5, fontsize=8)
+    kind, taken = trace.taken
+    if kind:
+        top = max(trace.varentropy.max(), 1e-3)
+        for i in np.unique(taken):
+            where = at[taken == i]
+            label = f"{NAMES[kind][i]} ({len(where)})"
+            axes[1].plot(where, np.full(len(where), -0.12 * top), MARKERS[i], ms=6, color=COLOURS[i], label=label)
+        axes[1].set_ylim(-0.25 * top, 1.6 * top)
+        axes[1].legend(loc="upper right", ncols=5, fontsize=8, title=kind, title_fontsize=8)
     _token_axis(axes[1], trace)
     return axes
 
@@ -62,18 +66,18 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     """The plane of entropy and varentropy: a point to each token of a gen, of a list, or of a dict of them by name.
 
     lines: the (entropy, varentropy) that part the plane, in nats and nats^2. The points furthest out carry their
-    token's text, as many as labels and where there is room. Coloured by the sampler's branch when every trace has one,
-    else by gen.
+    token's text, as many as labels and where there is room. Coloured by the sampler's branch or policy when every trace
+    has one, else by gen.
     """
     named = gens if isinstance(gens, dict) else dict(enumerate(gens if isinstance(gens, list | tuple) else [gens]))
     traces = {name: _trace(gen) for name, gen in named.items()}
     join = lambda of: np.concatenate([of(t) for t in traces.values()])
     H, V = join(lambda t: t.entropy), join(lambda t: t.varentropy)
     pieces = [p for t in traces.values() for p in t.pieces]
-    by_branch = all("branch" in t.info for t in traces.values())
-    sizes = [len(t) for t in traces.values()]
-    kinds = join(lambda t: t.info["branch"]) if by_branch else np.repeat(np.arange(len(traces)), sizes)
-    name = BRANCHES.__getitem__ if by_branch else lambda i: str(list(traces)[i])
+    sizes, (by_branch, *more) = [len(t) for t in traces.values()], {t.taken[0] for t in traces.values()}
+    by_branch = None if more else by_branch
+    kinds = join(lambda t: t.taken[1]) if by_branch else np.repeat(np.arange(len(traces)), sizes)
+    name = NAMES[by_branch].__getitem__ if by_branch else lambda i: str(list(traces)[i])
 
     fig, ax = figure(figsize=(8, 5.4))
     for i in np.unique(kinds):

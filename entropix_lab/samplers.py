@@ -25,11 +25,13 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from .dirichlet import POLICIES
 from .dirichlet import Dirichlet as Dirichlet
 from .dirichlet import dirichlet as dirichlet
 from .draw import draw, keep, likeliest
 
 BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, low or high varentropy; none of them
+NAMES = {"branch": BRANCHES, "policy": POLICIES}  # what the numbers mean that Adaptive and Dirichlet report as info
 
 
 @dataclass(frozen=True)

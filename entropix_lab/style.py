@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE)
 STYLE = {
     "figure.dpi": 110,
     "figure.facecolor": "white",

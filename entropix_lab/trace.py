@@ -11,6 +11,8 @@ import numpy as np
 
 from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from .model import KVCache, check_inputs, head, no_tap, transformer
+from .samplers import NAMES
+from .style import COLOURS
 
 CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
 
@@ -60,6 +62,12 @@ class Trace:
     def perplexity(self) -> float:
         """exp of the mean surprisal of the tokens that came."""
         return float(np.exp(np.mean(self.surprisal, dtype=np.float64)))
+
+    @property
+    def taken(self):
+        """How tokens were chosen: ("branch" or "policy", indices [T] into samplers.NAMES of that), or (None, None)."""
+        kind = next((name for name in NAMES if name in self.info), None)
+        return kind, np.asarray(self.info[kind]) if kind else None
 
     @property
     def relative_attention_entropy(self) -> np.ndarray:
@@ -122,19 +130,26 @@ def token_html(trace: Trace, value: str = "entropy", largest: float = 5.0) -> st
     """The text as HTML, each token on a ground that is the stronger the larger trace.<value> is (full at largest).
 
     Hovering shows the token's figures. The ground is translucent, so that the text keeps the page's own colour and is
-    readable on a light and on a dark page.
+    readable on a light and on a dark page. What a sampler reported as its branch or policy colours a line below.
     """
+    kind, taken = trace.taken
     shares = np.clip(np.nan_to_num(np.asarray(getattr(trace, value), float) / largest), 0, 1)
     spans = []
     for i, (piece, share) in enumerate(zip(trace.pieces, shares, strict=True)):
         details = f"{piece!r}: entropy {trace.entropy[i]:.2f} nats, varentropy {trace.varentropy[i]:.2f} nats², "
         details += f"p {trace.probability[i]:.3f}, rank {trace.rank[i]}, surprisal {trace.surprisal[i]:.2f} nats"
-        details += "".join(f", {name} {x[i]:.3g}" for name, x in trace.info.items() if np.ndim(x) == 1)
+        shown = {name: x[i] for name, x in trace.info.items() if np.ndim(x) == 1 and name != kind}
+        details += f", {kind} {NAMES[kind][taken[i]]}" if kind else ""
+        details += "".join(f", {name} {x:.3g}" for name, x in shown.items())
         ground = f"background:rgba(230,159,0,{0.75 * share:.2f});border-radius:2px"
+        ground += f";border-bottom:3px solid {COLOURS[taken[i]]}" if kind else ""
         text = html.escape(piece).replace("\n", "⏎\n")
         spans.append(f'<span style="{ground}" title="{html.escape(details)}">{text}</span>')
     prompt = f'<span style="opacity:0.6">{html.escape(trace.prompt)}</span>'
     scale = f"<small>ground: {value.replace('_', ' ')}, full from {largest:g} on</small>"
+    for i in np.unique(taken) if kind else ():
+        line = f"border-bottom:3px solid {COLOURS[i]}"
+        scale += f' <small><span style="{line}">{NAMES[kind][i]}</span> {(taken == i).sum()}</small>'
     return f'<div style="white-space:pre-wrap;line-height:1.6">{prompt}{"".join(spans)}\n{scale}</div>'
 
 

@@ -13,6 +13,7 @@ from entropix_lab.dirichlet import (
     POLICIES,
     DirichletState,
     fit,
+    fit_distance,
     inverse_digamma,
     log_density,
     log_probs,
@@ -90,6 +91,18 @@ class TestFit:
             alpha = fit(exact, prior)
             far.append(float(jnp.abs(alpha / alpha.sum(-1, keepdims=True) - jnp.exp(exact)).sum(-1).mean() / 2))
         assert far[0] > far[1] > far[2] and far[1] < 0.1 and far[2] < 0.02
+
+    @pytest.mark.parametrize("support", [16, 64, 300])
+    def test_distance_of_the_fit_in_float64(self, support):
+        logits = RNG.standard_normal((4, 300)) * 2
+        found, lost = (np.asarray(x) for x in fit_distance(jnp.asarray(logits, jnp.float32), support, 0.05))
+        for z, total, outside in zip(logits, found, lost, strict=True):
+            p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+            ids = np.argsort(-p)[:support]
+            alpha = exact_fit(np.log(p[ids] / p[ids].sum()), 0.05)
+            q = np.zeros(300)
+            q[ids] = alpha / alpha.sum()
+            np.testing.assert_allclose([total, outside], [np.abs(p - q).sum() / 2, 1 - p[ids].sum()], atol=1e-3)
 
 
 class TestTune:
@@ -169,12 +182,17 @@ def test_every_policy_is_taken_and_follows_its_rule():
     scale = np.exp(rng.uniform(-1, 3, (30, 16, 1)))
     logits = rng.standard_normal((30, 16, 400)) * scale
     tokens, state, info = walk(lab.samplers.dirichlet(400), logits)
-    assert sorted(set(info["branch"].ravel())) == list(range(len(POLICIES)))
+    assert sorted(set(info["policy"].ravel())) == list(range(len(POLICIES)))
     best = logits.argmax(-1)
-    assert (tokens[info["branch"] == 0] == best[info["branch"] == 0]).all()
+    assert (tokens[info["policy"] == 0] == best[info["policy"] == 0]).all()
     top6 = np.argsort(-logits, -1)[..., :6]
-    assert (tokens[..., None] == top6).any(-1)[info["branch"] == 1].all()
+    assert (tokens[..., None] == top6).any(-1)[info["policy"] == 1].all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    of_argmax = info["policy"] == 0  # all mass on one token: the others' mass is the distance
+    np.testing.assert_allclose(info["distance"][of_argmax], 1 - p.max(-1)[of_argmax], atol=1e-4)
+    assert (info["distance"] > -1e-5).all() and (info["distance"] <= 1 + 1e-5).all()
 
 
 def test_state_is_kept():
@@ -185,7 +203,7 @@ def test_state_is_kept():
     calm, wild = after(9.0)[2], after(0.3)[2]
     assert (calm["target_entropy"][-1] < wild["target_entropy"][-1]).all()
     assert (calm["temperature"][-1] < wild["temperature"][-1]).all()
-    assert not (calm["branch"][-1] == wild["branch"][-1]).all()
+    assert not (calm["policy"][-1] == wild["policy"][-1]).all()
 
 
 def test_draws_of_the_dirichlet_have_its_mean():
@@ -196,7 +214,7 @@ def test_draws_of_the_dirichlet_have_its_mean():
     token, state, info = jax.jit(lambda z, s, k: sampler(z, metrics(z), s, k))(
         logits, sampler.init(20_000), jax.random.split(jax.random.key(3), 20_000)
     )
-    assert (info["branch"] == 3).all()
+    assert (info["policy"] == 3).all()
     alpha = np.asarray(fit(state.logp[:1], 0.5), np.float64)[0]
     found = np.bincount(np.asarray(token), minlength=5)
     assert stats.chisquare(found, 20_000 * alpha / alpha.sum()).pvalue > 1e-4

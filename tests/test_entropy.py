@@ -382,6 +382,16 @@ class TestPlots:
         np.testing.assert_allclose(panels[2].images[0].get_array(), trace.attention_sink.mean(0))
         assert "".join(t.get_text() for t in lab.plots.token_heat(trace).texts) == "".join(trace.pieces)
 
+    def test_how_each_token_was_chosen_is_named(self, tiny32):
+        for kind, names in lab.samplers.NAMES.items():
+            trace = lab.trace_text(tiny32, tokens_for(tiny32, 1, 30))
+            trace.info[kind] = np.arange(29) % len(names)
+            assert trace.taken[0] == kind and all(f">{name}</span>" in trace._repr_html_() for name in names)
+            legends = (lab.plots.entropy_trace(trace)[1].get_legend(), lab.plots.quadrants(trace).get_legend())
+            for legend in legends:
+                assert [t.get_text().rsplit(" (", 1)[0] for t in legend.get_texts()] == list(names)
+        assert lab.trace_text(tiny32, tokens_for(tiny32, 1, 9)).taken == (None, None)
+
     def test_they_say_what_is_missing(self, tiny32):
         with pytest.raises(ValueError, match="trace=True"):
             lab.plots.entropy_trace(lab.generate(tiny32, [1], 2)[0])

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
-from entropix_lab.evaluation import Panel, Run, best_of, chat_prompts, evaluate, interval, matched_temperature, paired
+from entropix_lab.evaluation import (
+    Panel,
+    Run,
+    best_of,
+    chat_prompts,
+    evaluate,
+    interval,
+    matched_temperature,
+    paired,
+    within_budget,
+)
 
 RNG = np.random.default_rng(2)
 
@@ -42,6 +52,27 @@ def test_best_of_takes_the_likeliest_of_the_first():
     assert (best.passed[:, 0] == run.passed[rows, run.surprisal[:, :3].argmin(1)]).all()
 
 
+def test_best_of_a_number_for_each_task():
+    run = made_up(0.5)
+    n = RNG.integers(1, 5, 200)
+    best = best_of(run, n)
+    for i in range(200):
+        assert best.surprisal[i, 0] == run.surprisal[i, : n[i]].min()
+
+
+def test_budgets_are_met_to_half_an_answer():
+    """Of all tasks together, whatever was spent on each: between the cheapest answer and all of them."""
+    rng = np.random.default_rng(4)
+    length = rng.integers(5, 21, (50, 8))
+    run = Run("", [], [], None, length, None)
+    spent = rng.integers(20, 90, 50)
+    k = within_budget(run, spent)
+    used = sum(length[i, : k[i]].sum() for i in range(50))
+    assert abs(used - spent.sum()) <= 10 and k.min() >= 1 and k.max() <= 8 and len(set(k)) > 2
+    assert within_budget(run, np.zeros(50)).tolist() == [1] * 50
+    assert within_budget(run, np.full(50, 10**6)).tolist() == [8] * 50
+
+
 def test_distinct_and_repetition():
     run = made_up(0.5)
     assert run.distinct == 0.75 and run.repetition == 0.25  # 123 231 312 123
@@ -50,6 +81,8 @@ def test_distinct_and_repetition():
 def test_matched_temperature_interpolates():
     runs = [Run("", [], [], None, np.array([[2.0]]), np.array([[s]])) for s in (0.5, 1.0, 2.0)]
     assert matched_temperature([0.4, 0.8, 1.2], runs, 1.5) == pytest.approx(1.0)
+    assert matched_temperature([0.4, 0.8, 1.2], runs, 4.0) == pytest.approx(1.6)  # beyond: it doubles each 0.4
+    assert matched_temperature([0.4, 0.8, 1.2], runs, 0.1) == pytest.approx(0.4)
 
 
 def test_a_panel_gives_each_sampler_what_it_gives_alone(demo):
@@ -61,6 +94,11 @@ def test_a_panel_gives_each_sampler_what_it_gives_alone(demo):
         alone = evaluate(demo, tasks, {name: sampler}, samples=2, max_new_tokens=6, batch=64)
         assert alone[name].texts == together[name].texts
     assert together["cold"].texts != together["adaptive"].texts
+    info, drawn = together["adaptive"].info, together["adaptive"].tokens
+    assert (together["cold"].info["branch"] == -1).all() and set(info["branch"]) <= set(range(5))
+    first = np.array([*chat_prompts(demo, tasks)[0], *drawn[0][0]])
+    trace = lab.trace_text(demo, first)[-len(drawn[0][0]) :]
+    np.testing.assert_allclose(info["entropy"][: len(trace)], trace.entropy, atol=2e-3)
     assert Panel(tuple(samplers.values())).bind(demo.tokenizer).samplers[1].clarifying_id is not None
 
 
@@ -80,6 +118,13 @@ class TestBranch:
             assert at == sorted(set(at))
             for fork in row.forks:  # what was kept stands in the text where the fork was
                 assert demo.tokenizer.decode(row.tokens[fork.position :]).startswith(fork.texts[fork.chosen][:3])
+
+    def test_groups_and_the_samplers_state(self, demo):
+        """A sampler that remembers, in groups of two, the last one partly idle: each row as if it were in one group."""
+        prompts, dirichlet = chat_prompts(demo, lab.tasks.make_tasks(3)), lab.samplers.dirichlet()
+        options = dict(max_new_tokens=6, sampler=dirichlet, n=2, m=3, tied=0.5)
+        small, large = (lab.branch(demo, prompts, batch=b, **options) for b in (2, 4))
+        assert [r.tokens for r in small] == [r.tokens for r in large] and any(r.forks for r in small)
 
     def test_without_forks_it_is_the_sampler(self, demo):
         prompts = chat_prompts(demo, lab.tasks.make_tasks(2))

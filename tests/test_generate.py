@@ -69,6 +69,24 @@ def test_a_rows_randomness_is_its_own(tiny32):
     assert draw([PROMPTS[0]] * 2, 3)[0] == draw([PROMPTS[0]] * 2, 3)[1]
 
 
+def test_rows_that_share_a_prompt_are_those_that_do_not(tiny32):
+    """Read once or read by each row: the same tokens, and the same attention to them."""
+    prompts, seeds = [PROMPTS[i] for i in (2, 0, 2, 2, 0, 1, 2)], [3, 1, 4, 1, 5, 9, 2]
+    together = lab.generate(tiny32, prompts, 12, Draw(), seeds, trace=True)
+    for prompt, seed, shared in zip(prompts, seeds, together, strict=True):
+        alone = lab.generate(tiny32, prompt, 12, Draw(), seed, trace=True)[0]
+        assert (shared.tokens == alone.tokens).all()
+        for name in ("entropy", "attention_entropy"):
+            np.testing.assert_allclose(getattr(shared.trace, name), getattr(alone.trace, name), atol=1e-4)
+
+
+def test_what_the_sampler_reports_is_kept(tiny32):
+    with_trace, without = (lab.generate(tiny32, PROMPTS[0], 5, Draw(), trace=t)[0] for t in (True, False))
+    for g in (with_trace, without):
+        assert g.info["step"].tolist() == [0, 1, 2, 3, 4] and g.info["entropy"].shape == (5,)
+    assert with_trace.trace.info is with_trace.info and without.trace is None
+
+
 def test_draws_have_the_models_probabilities(tiny32):
     firsts = [g.tokens[0] for g in lab.generate(tiny32, [PROMPTS[0]] * 256, 1, Draw(), range(256))]
     cache = lab.KVCache.new(tiny32.config, 1, 3)
