@@ -17,11 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import verdict
+from .generate import generate, prompt_rows
 from .model import KVCache, at_least_float32, check_inputs
 from .reference import Reference, load_reference
 from .report import ATOL, RTOL, Greedy, Output, Report, Row, View, split
 from .taps import (
     EXACT,
+    OURS,
     TRUTH,
     VARIANTS,
     Pass,
@@ -76,7 +78,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
             work.take(name, reference.get(name))
     else:
         reference.taps(tokens, sink=work.take)
-    flags = dict(EXACT, matmul="highest" if model.dtype == "float32" else "default", mode=mode)
+    flags = dict(EXACT, matmul=model.matmul_precision or "default", mode=mode)
     return Report(
         model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, verdict.environment(**flags)
     )
@@ -88,8 +90,6 @@ def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> G
     options are generate's. The first token that differs is reported with the margin between the two likeliest logits:
     within rounding it is a tie, and no failure.
     """
-    from .generate import generate
-
     options = {"stop": (), "max_new_tokens": max_new_tokens} | options
     ours = generate(model, prompts, **options)
     theirs = [reference.greedy(g.prompt_tokens, len(g.tokens)) for g in ours]
@@ -108,8 +108,7 @@ class _Comparison:
         self.model, self.tokens, self.valid, self.replace, self.mode = model, tokens, valid, replace, mode
         self.found, self.output, self.layer, self.group = [], None, 0, {}
         plan = _cached_plan(valid) if mode == "cached" else None
-        make = lambda variant: Pass(model.config, tokens.shape, replace, variant, plan)
-        self.runs = {"ours": make(None), "truth": make(TRUTH), **{v.name: make(v) for v in VARIANTS}}
+        self.runs = {v.name: Pass(model.config, tokens.shape, v, replace, plan) for v in (OURS, TRUTH, *VARIANTS)}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
 
     def take(self, name, value):
@@ -121,7 +120,7 @@ class _Comparison:
             if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
                 value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
             self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
-        with jax.default_matmul_precision("highest" if self.model.dtype == "float32" else None):
+        with jax.default_matmul_precision(self.model.matmul_precision):
             if name == "tok_embeddings":
                 self._embeddings()
             elif name + "." == prefix:
@@ -322,8 +321,9 @@ def _cached_plan(valid):
 
 def _padded(model, prompts):
     """(tokens [B,T] padded on the right, valid [B,T]) of whatever compare takes as prompts."""
-    several = not isinstance(prompts, str) and len(prompts) and isinstance(prompts[0], str | list | tuple | np.ndarray)
-    rows = [row for p in (prompts if several else [prompts]) for row in model.encode(p)]
+    rows = prompt_rows(model, prompts)
+    if not rows:
+        raise ValueError("expected at least one prompt, found an empty list")
     valid = np.arange(max(map(len, rows))) < np.array([len(r) for r in rows])[:, None]
     tokens = np.zeros(valid.shape, np.int32)
     tokens[valid] = np.concatenate(rows)

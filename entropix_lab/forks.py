@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .draw import likeliest
-from .generate import SMALLEST_PROMPT, _bucket, _check, _rows, _step, cache_slots
+from .generate import SMALLEST_PROMPT, _bucket, _check, _step, cache_slots, prompt_rows
 from .model import KVCache
 from .samplers import BRANCHES, Adaptive, adaptive, greedy, top_p
 
@@ -90,7 +90,7 @@ def branch(
     prompts: a list of texts or of token ids, up to `batch` of them decoded together. A prompt is read once, whatever
     the number of forks. The same seed gives the same rows; all randomness of a row comes from the seed, its place
     among the prompts, and how many forks it has passed. Raises ValueError as generate does."""
-    tokens = _rows(model, prompts)
+    tokens = prompt_rows(model, prompts)
     _check(tokens, tokens, max_new_tokens, 2**31)
     rows = [Branched(t.tolist()) for t in tokens]
     walker = UntilFork(sampler, thresholds, tied).bind(model.tokenizer)
@@ -174,8 +174,8 @@ class Lanes:
         return lanes
 
     def _step(self, sampler, state, tokens, start_pos, last, seeds, count):
-        weights, precision = self.model.decode_weights, "highest" if self.model.dtype == "float32" else None
-        with jax.default_matmul_precision(precision):
+        weights = self.model.decode_weights
+        with jax.default_matmul_precision(self.model.matmul_precision):
             out, self.cache, state = _step(
                 weights, self.model.config, sampler, tokens, start_pos, last, self.cache, state, seeds, count
             )

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import EXACT
 from .draw import likeliest
 from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from .model import KVCache, head, no_tap, transformer
 from .samplers import greedy
+from .taps import EXACT
 from .trace import Trace, new_trace
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
@@ -88,7 +88,7 @@ def generate(
     Raises ValueError for an empty prompt, one that leaves no room below max_seq_len, max_new_tokens below 1, a seed
     count that is not the prompt count, or text without a tokenizer.
     """
-    rows = _rows(model, prompts)
+    rows = prompt_rows(model, prompts)
     seeds = [int(s) for s in seed] if hasattr(seed, "__iter__") else [int(seed)] * len(rows)
     _check(rows, seeds, max_new_tokens, max_seq_len)
     if hasattr(sampler, "bind"):
@@ -176,8 +176,7 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tr
     slots = lambda n: min(cache_slots(n), max_seq_len)
     cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
     state, seeds = sampler.init(B), np.array(seeds, np.uint32)
-    precision = "highest" if model.dtype == "float32" else None
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(model.matmul_precision):
         out, cache, state = _step(
             weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
         )
@@ -187,7 +186,7 @@ def _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tr
             break
         if position.max() >= cache.max_seq_len:
             cache = _grow(cache, slots(position.max() + 1))
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(model.matmul_precision):
             token, last = out["token"][:, None], np.zeros(B, np.int32)
             ahead, cache, state = _step(
                 weights, config, sampler, token, position, last, cache, state, seeds, count, trace
@@ -272,7 +271,7 @@ class _Writer:
         )
 
 
-def _rows(model, prompts) -> list[np.ndarray]:
+def prompt_rows(model, prompts) -> list[np.ndarray]:
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
     return [model.encode(p)[0] for p in ([prompts] if one else prompts)]
 

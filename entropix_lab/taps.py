@@ -192,8 +192,9 @@ def _widened(w):
 VARIANTS = (
     Variant("sums in reverse", (("linear", _reversed_sums),), _widened),
     Variant("sums in halves", (("linear", _sums_in_halves),), _widened),
-    Variant("fused weights, three times the batch", form=lambda w: _widened(fused(w)), copies=3),
+    Variant("fused weights, three times the batch", form=fused, copies=3),
 )
+OURS, TRUTH = Variant("ours"), Variant("truth")
 
 
 class Pass:
@@ -203,8 +204,8 @@ class Pass:
     one piece. What a later piece computes of a position takes the place of what an earlier one did.
     """
 
-    def __init__(self, config, shape, replace=(), variant=None, plan=None):
-        self.config, self.variant, (self.B, self.T) = config, variant or Variant("ours"), shape
+    def __init__(self, config, shape, variant, replace=(), plan=None):
+        self.config, self.variant, (self.B, self.T) = config, variant, shape
         self.replace = tuple(replace) + self.variant.replace
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
 
@@ -232,12 +233,9 @@ class Pass:
 
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
-        form = (lambda w: w) if self.variant.form is Variant("").form else _widened
-        weights = form(weights._replace(tok_embeddings=None, layer_weights=()))
+        weights = weights._replace(tok_embeddings=None, layer_weights=())
+        weights = weights if self.variant is OURS else _widened(weights)
         return _compiled[_head](weights, self.config, x, theirs, forced, self.replace)
-
-
-TRUTH = Variant("truth")
 
 
 def _token_axis(op):
@@ -270,6 +268,6 @@ def our_taps(model, tokens) -> "dict[str, np.ndarray]":
     cache = KVCache.new(model.config, *tokens.shape, model.dtype)
     check_inputs(model.config, tokens, 0, cache)
     run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
-    with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
+    with jax.default_matmul_precision(model.matmul_precision):
         taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
     return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}

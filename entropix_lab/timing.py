@@ -31,7 +31,7 @@ def _seconds(model, position, batch, cached, repeats):
     tokens, seeds, times = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
-        with jax.default_matmul_precision("highest" if model.dtype == "float32" else None):
+        with jax.default_matmul_precision(model.matmul_precision):
             out, cache, _ = _step(
                 model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0
             )

@@ -85,6 +85,11 @@ class Model:
     def dtype(self) -> str:
         return str(self.weights.tok_embeddings.dtype)
 
+    @property
+    def matmul_precision(self) -> str | None:
+        """For jax.default_matmul_precision: a GPU would take TF32 for float32's products."""
+        return "highest" if self.dtype == "float32" else None
+
     @cached_property
     def decode_weights(self) -> XfmrWeights:
         """The weights as generation uses them (see decode_weights below), made once."""
