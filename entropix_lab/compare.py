@@ -20,7 +20,7 @@ from . import verdict
 from .generate import generate, prompt_rows
 from .model import KVCache, at_least_float32, check_inputs
 from .reference import Reference, load_reference
-from .report import ATOL, RTOL, Greedy, Output, Report, Row, View, split
+from .report import ATOL, RTOL, Decoded, Greedy, Output, Report, Row, View, split
 from .taps import (
     EXACT,
     OURS,
@@ -95,9 +95,9 @@ def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> G
     theirs = [reference.greedy(g.prompt_tokens, len(g.tokens)) for g in ours]
     rows = []
     for g, other in zip(ours, theirs, strict=True):
-        differ = np.flatnonzero(np.asarray(g.tokens) != other)
-        first = int(differ[0]) if differ.size else None
-        rows.append((len(g.tokens), first, None if first is None else (float(g.margins[first]), first in g.ties)))
+        differ = np.flatnonzero(g.tokens != other)
+        where = (int(i := differ[0]), float(g.margins[i]), bool(i in g.ties)) if differ.size else ()
+        rows.append(Decoded(len(g.tokens), *where))
     return Greedy(model.name, model.dtype, tuple(rows))
 
 

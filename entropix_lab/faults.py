@@ -40,7 +40,8 @@ class Fault(NamedTuple):
         try:
             return compare(self.change(model), reference, prompts, self.mode, replace)
         finally:
-            forget_programs()
+            if replace:
+                forget_programs()
 
     def exists_in(self, model) -> bool:
         """Whether this model and dtype can have the fault at all."""

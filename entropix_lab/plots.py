@@ -3,6 +3,7 @@
 import numpy as np
 
 from .plots_entropy import (
+    MARKERS,
     attention_entropy,
     attention_positions,
     entropy_trace,
@@ -12,7 +13,7 @@ from .plots_entropy import (
     token_heat,
     two_outcomes,
 )
-from .style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, styled
+from .style import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY, styled
 from .style import figure as _figure
 
 OPS = (
@@ -211,7 +212,7 @@ def differences(comparisons):
 def branch_plane(entropy, varentropy, branch, names):
     """Steps in the plane of entropy (bits) and varentropy (bits^2), coloured by the branch taken, with its share."""
     fig, ax = _figure(figsize=(8, 4.2))
-    for i, (name, colour, marker) in enumerate(zip(names, (BLUE, GREEN, ORANGE, RED, PURPLE), "osD^v", strict=False)):
+    for i, (name, colour, marker) in enumerate(zip(names, COLOURS, MARKERS, strict=True)):
         of = np.asarray(branch) == i
         ax.plot(
             entropy[of], varentropy[of], marker, color=colour, ms=3.5, alpha=0.6, mew=0, label=f"{name} {of.mean():.1%}"

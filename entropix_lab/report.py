@@ -1,6 +1,7 @@
 """What a comparison found: a row for every tap, the first divergence in words, and one line of verdict."""
 
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -223,28 +224,37 @@ GLOBAL = {
 }
 
 
+class Decoded(NamedTuple):
+    """One prompt: how many tokens both models decoded, the index of the first that differs (None where none does), and
+    there the margin between the two likeliest logits and whether it lies within rounding."""
+
+    tokens: int
+    first: int | None = None
+    margin: float = np.nan
+    tie: bool = False
+
+
 @dataclass(frozen=True, repr=False)
 class Greedy:
-    """Free-running greedy decoding by both models: for each prompt (tokens, index of the first that differs or None,
-    and there (margin between the two likeliest logits, whether that is within rounding) or None)."""
+    """Free-running greedy decoding by both models, a Decoded to each prompt."""
 
     name: str
     dtype: str
-    rows: tuple
+    rows: tuple[Decoded, ...]
 
     @property
     def passed(self) -> bool:
-        return all(first is None or tie for _, first, tie in ((n, f, m and m[1]) for n, f, m in self.rows))
+        return all(row.first is None or row.tie for row in self.rows)
 
     @property
     def verdict(self) -> str:
-        equal = sum(first is None for _, first, _ in self.rows)
-        ties = sum(first is not None and m[1] for _, first, m in self.rows)
-        claims = [f"{equal} of {len(self.rows)} prompts equal to Meta's over {max(n for n, *_ in self.rows)} tokens"]
-        claims.append(f"{ties} part at a tie within rounding")
-        for i, (_, first, m) in enumerate(self.rows):
-            if first is not None and not m[1]:
-                claims.append(f"prompt {i} parts at token {first} where the margin is {m[0]:.1e}")
+        equal = sum(row.first is None for row in self.rows)
+        longest = max(row.tokens for row in self.rows)
+        claims = [f"{equal} of {len(self.rows)} prompts equal to Meta's over {longest} tokens"]
+        claims.append(f"{sum(row.tie for row in self.rows)} part at a tie within rounding")
+        for i, row in enumerate(self.rows):
+            if row.first is not None and not row.tie:
+                claims.append(f"prompt {i} parts at token {row.first} where the margin is {row.margin:.1e}")
         return verdict.line(self.passed, f"{self.name} {self.dtype} greedy", *claims)
 
     def __repr__(self):

@@ -39,29 +39,24 @@ def test_found_where_it_is(name, pair):
         assert found(fault, pair) == expected(fault)
 
 
+@pytest.fixture(scope="module")
+def clean(pair):
+    return lab.compare(*pair, TOKENS)
+
+
 @pytest.mark.parametrize("control", faults.CONTROLS, ids=lambda f: f.name)
-def test_correct_variants_are_silent(control, pair):
-    assert found(control, pair) is None
-
-
-def test_a_fault_leaves_nothing_behind(pair):
-    before = lab.compare(*pair, TOKENS).to_json()
-    assert found(FAULTS["F13"], pair) and found(FAULTS["F18"], pair)
-    assert lab.compare(*pair, TOKENS).to_json() == before
-
-
-def test_every_control_changes_the_bits(pair):
-    """A variant that computes the very same thing would prove nothing."""
-    model, reference = pair
-    if model.dtype == "bfloat16":
-        pytest.skip("rounding to bfloat16 hides most of them, as it should")
-    clean = {row.tap: row.our_error for row in lab.compare(model, reference, TOKENS).rows}
-    same = []
-    for control in faults.CONTROLS:
-        rows = control.compare(model, reference, TOKENS).rows
-        same += [control.name] if all(row.our_error == clean[row.tap] for row in rows) else []
+def test_correct_variants_are_silent(control, pair, clean):
+    report = control.compare(*pair, TOKENS)
+    assert report.first_divergence is None
+    # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
+    changed = any(row.our_error != before.our_error for row, before in zip(report.rows, clean.rows, strict=True))
     # on a CPU, products do not depend on how they are cut; C06 is exact where dim is a power of four, as here
-    assert set(same) <= {"C01", "C06", "C09", "C10"}
+    assert changed or pair[0].dtype == "bfloat16" or control.name in ("C01", "C06", "C09", "C10")
+
+
+def test_a_fault_leaves_nothing_behind(pair, clean):
+    assert found(FAULTS["F13"], pair) and found(FAULTS["F18"], pair)
+    assert lab.compare(*pair, TOKENS).to_json() == clean.to_json()
 
 
 def test_a_piece_of_ones_own_on_trial(pair):
