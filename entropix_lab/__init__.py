@@ -6,6 +6,7 @@ from . import (
     demo,
     entropy,
     evaluation,
+    faults,
     plots,
     rope,
     samplers,

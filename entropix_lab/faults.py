@@ -14,16 +14,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import compare
+from .compare import VIEWS, compare
 from .model import apply_rotary_emb, at_least_float32, attend, positions_and_mask, rms_norm, write_rows
+from .report import Report
 from .rope import apply_scaling, precompute_freqs_cis
 from .taps import forget_programs
 from .weights import linear
 
 
+class Finding(NamedTuple):
+    """expected and found: taps ("none" where there is no divergence); views: those in which the tap found is beyond its
+    limit, excess: how many times, the furthest. allclose, argmax flips and the largest KL (nats) are of the logits."""
+
+    name: str
+    what: str
+    expected: str
+    found: str
+    views: tuple[str, ...]
+    excess: float
+    allclose: bool
+    flips: int
+    kl_max: float
+
+
 class Fault(NamedTuple):
     """A named change. change: Model -> Model; replace: functions of model.py, or config -> those; tap: the first value
-    that must differ; needs: what a checkpoint or dtype must have for the fault to exist there."""
+    that must differ; needs: what a checkpoint or dtype must have for the fault to exist there; seen: where it was."""
 
     name: str
     what: str
@@ -34,14 +50,40 @@ class Fault(NamedTuple):
     needs: str = ""
     seen: str = ""
 
-    def compare(self, model, reference, prompts):
-        """The Report of model with this fault in it: first_divergence.tap should be self.tap."""
+    def compare(self, model, reference, prompts) -> Report:
+        """The Report of model with this fault in it: first_divergence.tap should be self.first_tap(model)."""
+        return next(self.reports(model, reference, [prompts]))
+
+    def reports(self, model, reference, prompts_of_each):
+        """A Report for each prompt: those of one length share their compiled programs."""
         replace = self.replace(model.config) if callable(self.replace) else self.replace
+        changed_model = self.change(model)
         try:
-            return compare(self.change(model), reference, prompts, self.mode, replace)
+            for prompts in prompts_of_each:
+                yield compare(changed_model, reference, prompts, self.mode, replace)
         finally:
             if replace:
                 forget_programs()
+
+    def first_tap(self, model) -> str:
+        """The first value that this fault changes in this model."""
+        return self.tap.format(middle=model.config.n_layers // 2)
+
+    def finding(self, model, report) -> "Finding":
+        """What a report of this fault says, and what the logits alone would have said."""
+        row, out = report.first_divergence, report.output
+        views = [view for view in VIEWS if row and getattr(row, view).excess > 1]
+        return Finding(
+            self.name,
+            self.what,
+            self.first_tap(model),
+            row.tap if row else "none",
+            tuple(views),
+            row.excess if row else max(r.excess for r in report.rows),
+            out.allclose,
+            out.positions - out.argmax_equal,
+            out.kl_max,
+        )
 
     def exists_in(self, model) -> bool:
         """Whether this model and dtype can have the fault at all."""
@@ -213,7 +255,8 @@ FAULTS = (
           _weights(tok_embeddings=lambda w: jnp.roll(w.tok_embeddings, 1, axis=0))),
     Fault("F31", "two shards of wq merged on the wrong axis", "layers.0.attention.wq",
           _layers(lambda w, c: w._replace(wq=_merge_on_the_wrong_axis(w.wq)))),
-    Fault("F32", "one layer's weights used twice", "", _weights(layer_weights=_twice_the_layer_before)),
+    Fault("F32", "one layer's weights used twice", "layers.{middle}.attention_norm",
+          _weights(layer_weights=_twice_the_layer_before)),
 )  # fmt: skip
 
 

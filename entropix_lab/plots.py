@@ -13,53 +13,44 @@ from .plots_entropy import (
     token_heat,
     two_outcomes,
 )
+from .report import split
 from .style import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY, styled
 from .style import figure as _figure
-
-OPS = (
-    "attention_norm attention.wq attention.wk attention.wv attention.xq_rope attention.xk_rope attention.scores "
-    "attention.probs attention.wo h_attn ffn_norm feed_forward.w1 feed_forward.w3 feed_forward.w2"
-).split() + [""]
+from .taps import OPS
 
 
 @styled
 def layer_diff(report):
-    """Two panels from a compare Report: the residual stream's error after each layer (ours against Meta's, and both
-    against float64; lines are the median over positions, bands reach to the worst), and every op of every layer."""
-    by_tap = {row.tap: row for row in report.rows}
-    n_layers = sum(tap.startswith("layers.") and tap.count(".") == 1 for tap in by_tap)
-    stream = [by_tap[f"layers.{i}"] for i in range(n_layers)]
-    fig, axes = _figure(1, 2, figsize=(12, 4.8), width_ratios=(1, 1.25))
+    """Three panels from a compare Report. The residual stream's relative L2 error after each layer, accumulated and
+    local: ours against the reference's, and both against float64 (median position), with the floor of correct variants
+    and the limit. And every op of every layer: its error in units of the limit, the largest of the three views."""
+    rows = {split(row.tap): row for row in report.rows}
+    layers = sorted({layer for layer, _ in rows if layer is not None})
+    stream = [rows[i, ""] for i in layers]
+    fig, axes = _figure(1, 3, figsize=(13.5, 4.6), width_ratios=(1, 1, 1.3))
+    axes[1].sharey(axes[0])
+    for ax, view, which in zip(axes[:2], ("accumulated", "local"), ("", "local_"), strict=True):
+        median = lambda of, name: np.maximum([getattr(x, name)[0] for x in of], 3e-8)  # 0 has no place on a log axis
+        views = [getattr(row, view) for row in stream]
+        ax.fill_between(layers, median(views, "floor"), median(views, "limit"), color="0.85", label="floor to limit")
+        ax.plot(layers, median(stream, which + "meta_error"), "--", color=BLUE, lw=1.8, label="Meta's against float64")
+        ax.plot(layers, median(stream, which + "our_error"), "-", color=RED, lw=1.8, label="ours against float64")
+        ax.plot(layers, median(views, "error"), ":", color="black", lw=1.8, label="ours against Meta's")
+        ax.set(yscale="log", xlabel="layer", title=f"Stream after each layer, {view}")
+    axes[0].set(ylabel="relative L2 error, median position")
+    axes[0].legend(loc="best")
 
-    ax, layers = axes[0], np.arange(n_layers)
-    curves = (
-        ("Meta's against float64", BLUE, "--", [r.meta_error for r in stream]),
-        ("ours against float64", RED, "-", [r.our_error for r in stream]),
-        ("ours against Meta's", "black", ":", [(r.rel_l2, r.rel_l2_worst) for r in stream]),
-    )
-    for label, colour, style, errors in curves:
-        median, worst = np.array(errors).T
-        ax.plot(layers, median, style, color=colour, label=label, lw=1.8)
-        ax.fill_between(layers, median, worst, color=colour, alpha=0.10, lw=0)
-    ax.set(
-        yscale="log", xlabel="layer", ylabel="relative L2 error per position", title="Residual stream after each layer"
-    )
-    ax.legend(loc="lower right")
-    low, high = ax.get_ylim()
-    ax.set_ylim(low / 3, high * 2)
-
-    ax = axes[1]
-    grid = np.array([[by_tap[f"layers.{i}.{op}".rstrip(".")].rel_l2_worst for i in layers] for op in OPS])
-    floor = grid[grid > 0].min() if (grid > 0).any() else 1e-12
-    image = ax.imshow(np.log10(np.maximum(grid, floor)), aspect="auto", cmap="cividis", interpolation="nearest")
-    ax.set_yticks(range(len(OPS)), [op.split(".")[-1] for op in OPS[:-1]] + ["layer output"])
-    ax.set(xlabel="layer", title="Ours against Meta's, every op (worst position)")
+    ax = axes[2]
+    grid = np.array([[rows[i, op].excess if (i, op) in rows else np.nan for i in layers] for op in OPS])
+    shown = np.log10(np.clip(grid, 0.1, 10))
+    image = ax.imshow(shown, aspect="auto", cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+    ax.set_yticks(range(len(OPS)), [op.split(".")[-1] or "layer output" for op in OPS])
+    ax.set(xlabel="layer", title="Every op: error in units of its limit")
     ax.grid(False)
-    for i, op in enumerate(OPS):
-        for j in layers:
-            if not by_tap[f"layers.{j}.{op}".rstrip(".")].within_rounding:
-                ax.plot(j, i, "x", color=RED, ms=7, mew=2)
-    fig.colorbar(image, ax=ax, label="log10 relative L2", shrink=0.9)
+    y, x = np.nonzero(grid > 1)
+    ax.plot(x, y, "x", color=RED, ms=6, mew=1.8)
+    bar = fig.colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])
+    bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
     return axes
 
 

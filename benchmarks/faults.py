@@ -1,0 +1,153 @@
+"""Would the comparison notice? Every classical fault, correct variants, and the smallest change that is still named.
+
+    python benchmarks/faults.py                       # everything, both dtypes: about NN minutes on two cores
+    python benchmarks/faults.py --dtype float32 --only controls
+
+Writes outputs/faults_float32.json and outputs/faults_bfloat16.json, which notebooks/09_faults.ipynb shows. Sections:
+clean: the untouched model on 20 prompts; faults: F01 to F32 on prompts of 16, 50 and 320 tokens, those that need scaled
+RoPE on a random checkpoint; controls: ten correct variants on 20 other prompts; sensitivity: four kinds of change,
+bisected to the smallest that is named and to the smallest that allclose on the logits notices.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import entropix_lab as lab
+from entropix_lab.faults import CONTROLS, FAULTS
+from entropix_lab.report import ATOL, RTOL
+from entropix_lab.taps import whole_logits
+
+SECTIONS = ("clean", "faults", "controls", "sensitivity")
+LENGTHS = (16, 50, 320)
+# 20 prompts: 12 short, 6 of a paragraph, 2 long
+TWENTY = [16] * 12 + [50] * 6 + [320] * 2
+SCALED = dict(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=128, multiple_of=32, ffn_dim_multiplier=None)
+SCALED |= dict(norm_eps=1e-5, rope_theta=500000.0, use_scaled_rope=True)
+
+
+class Bench:
+    def __init__(self, dtype, folder):
+        self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
+        self.reference = lab.load_reference(self.model.path, dtype)
+        scaled = lab.demo.write_random_checkpoint(folder, SCALED, dtype=dtype)
+        self.scaled = lab.load_model(scaled, dtype), lab.load_reference(scaled, dtype)
+        # starts of real texts, no text twice: one for the faults, 20 and 20 for the untouched model and the controls
+        self.texts = lab.calibration.windows(self.model.tokenizer, 41 * 320, 320)
+
+    def prompts(self, first):
+        return [self.texts[first + i, :n] for i, n in enumerate(TWENTY)]
+
+    def clean(self):
+        for tokens in self.prompts(1):
+            report = lab.compare(self.model, self.reference, tokens)
+            yield self._nearest(report, tokens, "none")
+
+    def controls(self):
+        for control in CONTROLS:
+            prompts = self.prompts(21)
+            for tokens, report in zip(prompts, control.reports(self.model, self.reference, prompts), strict=True):
+                yield self._nearest(report, tokens, control.name)
+
+    def _nearest(self, report, tokens, name):
+        row = max(report.rows, key=lambda r: r.excess)
+        first = report.first_divergence
+        views = {view: max(getattr(r, view).excess for r in report.rows) for view in ("accumulated", "local", "op")}
+        return {
+            "variant": name,
+            "tokens": len(tokens),
+            "found": first.tap if first else "none",
+            "excess": row.excess,
+            "nearest": row.tap,
+            "views": views,
+        }
+
+    def faults(self):
+        for fault in FAULTS:
+            if fault.needs not in ("", "scaled RoPE", self.model.dtype):
+                continue
+            model, reference = (self.model, self.reference) if fault.exists_in(self.model) else self.scaled
+            texts = self.texts[0] if model is self.model else np.random.default_rng(0).integers(0, 128, 320)
+            prompts = [texts[:n] for n in LENGTHS]
+            for n, report in zip(LENGTHS, fault.reports(model, reference, prompts), strict=True):
+                finding = fault.finding(model, report)
+                yield finding._asdict() | {"tokens": n, "model": model.name, "seen": fault.seen}
+
+    def sensitivity(self):
+        tokens = self.texts[0, :50][None]
+        meta = self.reference.logits(tokens)
+        middle = self.model.config.n_layers // 2
+        layer = self.model.weights.layer_weights[middle]
+        sizes = np.linalg.norm(np.asarray(layer.w2, np.float32), axis=1), np.abs(np.asarray(layer.ffn_norm, np.float32))
+        row, entry = (int(np.argsort(x)[len(x) // 2]) for x in sizes)  # those of median size
+
+        def weights(name, index):
+            def change(by):
+                layers = list(self.model.weights.layer_weights)
+                old = getattr(layer, name)
+                new = (np.asarray(old[index], np.float64) * (1 + by)).astype(old.dtype)
+                layers[middle] = layer._replace(**{name: old.at[index].set(new)})
+                return replace(self.model, weights=self.model.weights._replace(layer_weights=tuple(layers)))
+
+            return change
+
+        def config(name):
+            value = getattr(self.model.config, name)
+            return lambda by: replace(self.model, config=replace(self.model.config, **{name: value * (1 + by)}))
+
+        kinds = {
+            f"one row of layers.{middle}.feed_forward.w2": (weights("w2", row), f"layers.{middle}.feed_forward.w2"),
+            f"one gain of layers.{middle}.ffn_norm": (weights("ffn_norm", entry), f"layers.{middle}.ffn_norm"),
+            "rope_theta": (config("rope_theta"), "layers.0.attention.xq_rope"),
+            "norm_eps": (config("norm_eps"), "layers.0.attention_norm"),
+        }
+        for kind, (change, tap) in kinds.items():
+
+            def named(by, change=change, tap=tap):
+                where = lab.compare(change(by), self.reference, tokens).first_divergence
+                return where is not None and where.tap == tap
+
+            def noticed(by, change=change):
+                return not np.allclose(whole_logits(change(by), tokens), meta, rtol=RTOL, atol=ATOL)
+
+            yield {"change": kind, "tap": tap, "named_from": smallest(named), "allclose_from": smallest(noticed)}
+
+
+def smallest(notices, largest=64.0, least=2.0**-26):
+    """The smallest change, to a factor of two, from which on notices(change) is true; None where the largest is not."""
+    if not notices(largest):
+        return None
+    high, low = np.log2([largest, least]).astype(int)
+    while high - low > 1:
+        middle = (high + low) // 2
+        high, low = (middle, low) if notices(2.0**middle) else (high, middle)
+    return 2.0 ** int(high)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
+    parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS)
+    args = parser.parse_args()
+    for dtype in args.dtype:
+        with tempfile.TemporaryDirectory() as tmp:
+            bench, name = Bench(dtype, Path(tmp) / "tiny-scaled"), f"faults_{dtype}.json"
+            path = lab.verdict.outputs_dir() / name
+            data = json.loads(path.read_text()) if path.exists() else {}
+            for section in args.only:
+                started, rows = time.perf_counter(), []
+                for row in getattr(bench, section)():
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+                data |= {section: rows, f"{section}_seconds": round(time.perf_counter() - started)}
+                data["environment"] = lab.verdict.environment(dtype=dtype)
+                lab.verdict.write_json(name, data)
+
+
+if __name__ == "__main__":
+    main()
