@@ -23,10 +23,10 @@ from entropix_lab.faults import CONTROLS, FAULTS
 from entropix_lab.report import ATOL, RTOL
 from entropix_lab.taps import whole_logits
 
-SECTIONS = ("clean", "faults", "controls", "sensitivity")
+SECTIONS = ("clean", "controls", "faults", "sensitivity")
 LENGTHS = (16, 50, 320)
-# 20 prompts: 12 short, 6 of a paragraph, 2 long
-TWENTY = [16] * 12 + [50] * 6 + [320] * 2
+# 20 prompts: short ones, paragraphs, and a long one
+TWENTY = [16] * 12 + [50] * 7 + [320]
 SCALED = dict(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=128, multiple_of=32, ffn_dim_multiplier=None)
 SCALED |= dict(norm_eps=1e-5, rope_theta=500000.0, use_scaled_rope=True)
 
@@ -46,12 +46,14 @@ class Bench:
     def clean(self):
         for tokens in self.prompts(1):
             report = lab.compare(self.model, self.reference, tokens)
-            yield self._nearest(report, tokens, "none")
+            yield self._nearest(report, tokens[None], "none")
 
     def controls(self):
+        prompts = self.prompts(21)
+        batches = [np.array(prompts[i:j]) for i, j in ((0, 4), (4, 8), (8, 12), (12, 16), (16, 19), (19, 20))]
         for control in CONTROLS:
-            prompts = self.prompts(21)
-            for tokens, report in zip(prompts, control.reports(self.model, self.reference, prompts), strict=True):
+            reports = control.reports(self.model, self.reference, batches)
+            for tokens, report in zip(batches, reports, strict=True):
                 yield self._nearest(report, tokens, control.name)
 
     def _nearest(self, report, tokens, name):
@@ -60,7 +62,8 @@ class Bench:
         views = {view: max(getattr(r, view).excess for r in report.rows) for view in ("accumulated", "local", "op")}
         return {
             "variant": name,
-            "tokens": len(tokens),
+            "prompts": len(tokens),
+            "tokens": tokens.shape[1],
             "found": first.tap if first else "none",
             "excess": row.excess,
             "nearest": row.tap,

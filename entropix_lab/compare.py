@@ -37,7 +37,7 @@ from .taps import (
 
 MODES, VIEWS = ("prefill", "cached"), ("accumulated", "local", "op")
 # How far beyond the floor the median and the worst position may lie and still be rounding.
-FACTORS = 3, 4
+FACTORS = 3, 6
 # How much further from the truth one model may be than the other, at the median position, in float32.
 ALIKE = 10
 
@@ -244,24 +244,34 @@ def _largest(*pairs):
 def _rows(found, dtype):
     """Floors and limits.
 
-    In float32 our distance from the truth is noise too, that of formulas and tables and not of sums alone; in bfloat16
-    it is the rounding that both models share. Where no error travels an operation has one floor in all layers, the
-    largest that was seen: the few roundings that fall differently in bfloat16 fall in any of them. Accumulated noise
-    does not shrink with depth.
+    Our distance from the truth is noise too, that of formulas and tables and not of sums alone. In bfloat16 it counts
+    in the accumulated view only: elsewhere most of it is the rounding that both models share. Where no error travels an
+    operation has one floor in all layers, the largest that was seen: the few roundings that fall differently in
+    bfloat16 fall in any of them. Accumulated noise does not shrink with depth.
     """
-    noise = lambda seen: _largest(seen.noise, seen.ours) if dtype == "float32" else seen.noise
+
+    def noise(f, view):
+        seen = f.views[view]
+        return _largest(seen.noise, seen.ours) if dtype == "float32" or view == "accumulated" else seen.noise
+
     pooled, so_far = {}, {}
     for f in found:
         for view in ("local", "op"):
             key = view, split(f.tap)[1]
-            pooled[key] = _largest(noise(f.views[view]), pooled.get(key, (0, 0)))
+            pooled[key] = _largest(noise(f, view), pooled.get(key, (0, 0)))
+    share, where = 0.0, None
     for f in found:
-        op = split(f.tap)[1]
-        so_far[op] = _largest(noise(f.views["accumulated"]), so_far.get(op, (0, 0)), pooled["local", op])
+        layer, op = split(f.tap)
+        here = f.tap == "tok_embeddings" if layer is None else layer
+        share, where = max(f.share, share if here == where else 0.0), here
+        so_far[op] = _largest(noise(f, "accumulated"), so_far.get(op, (0, 0)), pooled["local", op])
         floors = {"accumulated": so_far[op], "local": pooled["local", op], "op": pooled["op", op]}
+        shares = {"accumulated": share, "local": share, "op": f.share}
         yield Row(
             f.tap,
-            **{view: _view(f.views[view], floors[view], f, dtype, travels=view != "op") for view in VIEWS},
+            **{
+                view: _view(f.views[view], floors[view], f.size, shares[view], dtype, view == "local") for view in VIEWS
+            },
             meta_error=f.views["accumulated"].theirs,
             our_error=f.views["accumulated"].ours,
             local_meta_error=f.views["local"].theirs,
@@ -272,18 +282,20 @@ def _rows(found, dtype):
         )
 
 
-def _view(seen, noise, found, dtype, travels):
+def _view(seen, noise, size, share, dtype, may_spread):
     """Limits of the (median, worst) position: FACTORS times the floor. The floor is never below one rounding of
     float32, in which every operation computes. In bfloat16 a value on the edge between two roundings may fall to either
-    side: the limit allows one average entry of the median position, and the largest entry of the worst; and one such
-    entry in a token that all others attend to moves all of them, so the median may then be as noisy as the worst."""
+    side: the limit allows one average entry of the median position, and the largest entry of the worst. Where errors
+    travel it may be an entry of any earlier value of the layer (share is the largest of theirs), and if all tokens
+    attend to it, all of them move: in the local view, whose floor holds few such flips, the median may then be as noisy
+    as the worst."""
     unit = float(jnp.finfo(jnp.float32).eps)
     floor = max(noise[0], unit / 2), max(noise[1], unit)
     limit = FACTORS[0] * floor[0], FACTORS[1] * floor[1]
     if dtype == "bfloat16":
         ulp = float(jnp.finfo(jnp.bfloat16).eps)
-        limit = max(limit[0], ulp / found.size**0.5), max(limit[1], ulp * found.share)
-        limit = (limit[1] if travels else limit[0]), limit[1]
+        limit = max(limit[0], ulp / size**0.5), max(limit[1], ulp * share)
+        limit = (limit[1] if may_spread else limit[0]), limit[1]
     excess = max(e / at for e, at in zip(seen.error, limit, strict=True))
     if dtype == "float32":
         # noise that ours alone has is not rounding as Meta's code rounds: a product in a lower precision, for example

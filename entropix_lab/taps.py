@@ -124,16 +124,16 @@ def _observer(theirs, forced):
     return taps, tap
 
 
-def _layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, replace):
-    with replaced(replace):
+def _layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, replace, around):
+    with replaced(replace), replaced(_wrapped(around)):
         taps, tap = _observer(theirs, forced)
         freqs_cis, live = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
         x, keys, values = forward.block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap)
         return tap("", x), keys, values, taps
 
 
-def _head(weights, config, x, theirs, forced, replace):
-    with replaced(replace):
+def _head(weights, config, x, theirs, forced, replace, around):
+    with replaced(replace), replaced(_wrapped(around)):
         taps, tap = _observer(theirs, forced)
         forward.head(weights, config, x, tap)
         return taps
@@ -144,9 +144,12 @@ def _whole(weights, config, tokens, cache, replace):
         return forward.xfmr(weights, config, tokens, 0, cache)[0]
 
 
-_compiled = {
-    f: jax.jit(f, static_argnames=("config", "replace"), compiler_options=EXACT) for f in (_layer, _head, _whole)
-}
+def _wrapped(around):
+    return [(name, wrapper(getattr(forward, name))) for name, wrapper in around]
+
+
+_jit = lambda f, *static: jax.jit(f, static_argnames=("config", "replace", *static), compiler_options=EXACT)
+_compiled = {_layer: _jit(_layer, "around"), _head: _jit(_head, "around"), _whole: _jit(_whole)}
 
 
 def forget_programs():
@@ -164,24 +167,43 @@ def whole_logits(model, tokens, replace=()):
 class Variant(NamedTuple):
     """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
 
-    Only sums: a variant that replaced a whole formula would be right where ours is wrong, and what is wrong with ours
-    would count as noise.
+    around: (name, wrapper) of functions of model.py. A wrapper only turns the axes that are summed: had it a formula of
+    its own, it would be right where ours is wrong, and what is wrong with ours would count as noise.
     """
 
     name: str
-    replace: tuple = ()
+    around: tuple = ()
     form: Callable = lambda w: w
     copies: int = 1
 
 
-def _reversed_sums(x, w):
-    return (x[..., ::-1] @ w[:, ::-1].T).astype(x.dtype)
+def _linear_reversed(linear):
+    return lambda x, w: linear(x[..., ::-1], w[:, ::-1])
 
 
-def _sums_in_halves(x, w):
-    half, wide = x.shape[-1] // 2, at_least_float32
-    low, high = wide(x[..., :half]) @ wide(w[:, :half]).T, wide(x[..., half:]) @ wide(w[:, half:]).T
-    return (low + high).astype(x.dtype)
+def _norm_reversed(rms_norm):
+    return lambda x, weight, eps: rms_norm(x[..., ::-1], weight[::-1], eps)[..., ::-1]
+
+
+def _scores_reversed(attend):
+    return lambda xq, keys, values, live, tap: attend(xq[..., ::-1], keys[..., ::-1], values, live, tap)
+
+
+def _scores_even_first(attend):
+    turn = lambda x: jnp.concatenate([x[..., ::2], x[..., 1::2]], -1)
+    return lambda xq, keys, values, live, tap: attend(turn(xq), turn(keys), values, live, tap)
+
+
+def _softmax_reversed(softmax):
+    return lambda scores: softmax(scores[..., ::-1])[..., ::-1]
+
+
+def _linear_in_halves(linear):
+    def halves(x, w):
+        half, x_wide = x.shape[-1] // 2, at_least_float32(x)
+        return (linear(x_wide[..., :half], w[:, :half]) + linear(x_wide[..., half:], w[:, half:])).astype(x.dtype)
+
+    return halves
 
 
 def _widened(w):
@@ -189,9 +211,15 @@ def _widened(w):
     return jax.tree.map(lambda x: at_least_float32(x) if x.ndim == 2 else x, w)
 
 
+_REVERSED = (
+    ("linear", _linear_reversed),
+    ("rms_norm", _norm_reversed),
+    ("attend", _scores_reversed),
+    ("softmax", _softmax_reversed),
+)
 VARIANTS = (
-    Variant("sums in reverse", (("linear", _reversed_sums),), _widened),
-    Variant("sums in halves", (("linear", _sums_in_halves),), _widened),
+    Variant("sums in reverse", _REVERSED, _widened),
+    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), _widened),
     Variant("fused weights, three times the batch", form=fused, copies=3),
 )
 OURS, TRUTH = Variant("ours"), Variant("truth")
@@ -206,7 +234,7 @@ class Pass:
 
     def __init__(self, config, shape, variant, replace=(), plan=None):
         self.config, self.variant, (self.B, self.T) = config, variant, shape
-        self.replace = tuple(replace) + self.variant.replace
+        self.replace = tuple(replace)
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
 
     def layer(self, w, x, theirs, forced):
@@ -224,7 +252,7 @@ class Pass:
             pieces = pieces if whole else _cut(pieces, start, length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
             piece, keys, values, found = _compiled[_layer](
-                w, self.config, piece, start, keys, values, read, forced, self.replace
+                w, self.config, piece, start, keys, values, read, forced, self.replace, self.variant.around
             )
             found["stream"] = piece
             taps = found if whole else _put(taps, found, start, self.T)
@@ -235,7 +263,7 @@ class Pass:
         """The final norm and the logits of x [B,T,D] as taps."""
         weights = weights._replace(tok_embeddings=None, layer_weights=())
         weights = weights if self.variant is OURS else _widened(weights)
-        return _compiled[_head](weights, self.config, x, theirs, forced, self.replace)
+        return _compiled[_head](weights, self.config, x, theirs, forced, self.replace, self.variant.around)
 
 
 def _token_axis(op):

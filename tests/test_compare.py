@@ -49,7 +49,8 @@ def test_a_fault_is_found_where_it_is(tiny_checkpoint, dtype):
     )
     beyond = [row.tap for row in report.rows if row.local.excess > 1]
     assert beyond == ["layers.7.feed_forward.w2", "layers.7"]  # the local view keeps it in its layer
-    assert sum(row.accumulated.excess > 1 for row in report.rows) > 40
+    late = sum(row.accumulated.excess > 1 for row in report.rows)
+    assert late > 40 if dtype == "float32" else late < 5  # one row in 64 drowns in bfloat16's accumulated noise
 
 
 def test_a_wrong_eps_is_found_under_the_tasks_allclose(pair):
@@ -208,7 +209,7 @@ def test_the_limit_is_where_it_says(pair, tap):
 
 def test_figures_are_drawn(pair):
     model, reference = pair
-    assert len(lab.plots.layer_diff(lab.compare(model, reference, TOKENS))) == 2
+    assert len(lab.plots.layer_diff(lab.compare(model, reference, TOKENS))) == 3
     lab.plots.stream_norms(reference.taps(TOKENS))
     lab.plots.tensor_sizes(model.config)
     lab.plots.attention_map(reference.taps(TOKENS)["layers.0.attention.probs"][0], [str(t) for t in TOKENS[0]])
