@@ -66,39 +66,7 @@ class Transformers:
     name = "transformers"
 
     def __init__(self, path, dtype):
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        c = lab.load_config(path)
-        config = LlamaConfig(
-            hidden_size=c.dim,
-            intermediate_size=c.ffn_dim,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads,
-            vocab_size=c.vocab_size,
-            rms_norm_eps=c.norm_eps,
-            rope_theta=c.rope_theta,
-            max_position_embeddings=2 * MOST,
-            tie_word_embeddings=True,
-        )
-        names = {"tok_embeddings": "embed_tokens", "attention_norm": "input_layernorm"}
-        names |= {"ffn_norm": "post_attention_layernorm", "attention.": "self_attn.", "feed_forward.": "mlp."}
-        names |= {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
-        names |= {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
-        state = {}
-        for name, array in lab.checkpoint.read_tensors(path, c):
-            tensor = torch.tensor(np.asarray(array, np.float32)).to(getattr(torch, dtype))
-            if name.endswith(("wq.weight", "wk.weight")):  # its RoPE pairs (i, i + H/2), Meta's (2i, 2i + 1)
-                tensor = tensor.view(-1, c.head_dim // 2, 2, c.dim).transpose(1, 2).reshape(tensor.shape)
-            for ours, theirs in names.items():
-                name = name.replace(ours, theirs)
-            state["lm_head.weight" if name == "output.weight" else "model." + name] = tensor
-        with torch.device("meta"):
-            self.model = LlamaForCausalLM(config)
-        self.model.load_state_dict(state, strict=True, assign=True)
-        self.model.model.rotary_emb = type(self.model.model.rotary_emb)(config)  # its buffers are not in the state
-        self.model.eval()
+        self.model = lab.hugging_face.load_hugging_face(path, dtype, attn_implementation=None)
 
     def start(self, tokens):
         self.cache = None

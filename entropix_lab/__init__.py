@@ -7,6 +7,7 @@ from . import (
     entropy,
     evaluation,
     faults,
+    hugging_face,
     plots,
     rope,
     samplers,

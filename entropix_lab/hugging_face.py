@@ -1,7 +1,7 @@
 """transformers' Llama with the weights of an official folder: another port, to be tapped and compared.
 
-Its RoPE pairs the entries j and j + H/2 of a head where Meta's pairs 2j and 2j + 1: the rows of wq and wk are permuted on
-the way in (to_halves), and queries and keys permuted back on the way out (to_pairs).
+Its RoPE pairs the entries j and j + H/2 of a head where Meta's pairs 2j and 2j + 1: the rows of wq and wk are permuted
+on the way in (to_halves), and queries and keys permuted back on the way out (to_pairs).
 """
 
 import numpy as np
