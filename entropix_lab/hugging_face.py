@@ -4,6 +4,8 @@ Its RoPE pairs the entries j and j + H/2 of a head where Meta's pairs 2j and 2j 
 on the way in (to_halves), and queries and keys permuted back on the way out (to_pairs).
 """
 
+import warnings
+
 import numpy as np
 
 from .checkpoint import find_checkpoint, load_config, read_tensors
@@ -53,7 +55,9 @@ def load_hugging_face(path, dtype="float32", attn_implementation="eager"):
     import torch
 
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        with warnings.catch_warnings():  # a progress bar's, in notebooks without ipywidgets
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            from transformers import LlamaConfig, LlamaForCausalLM
     except ModuleNotFoundError as e:
         if e.name != "transformers":  # something that it needs
             raise
