@@ -10,22 +10,9 @@ import pytest
 
 import entropix_lab as lab
 from entropix_lab.checkpoint import DEMO_MODEL
-from entropix_lab.demo import demo_folder, write_random_checkpoint
+from entropix_lab.demo import TINY, demo_folder, write_random_checkpoint
 
 matplotlib.use("Agg")
-
-TINY = dict(
-    dim=64,
-    n_layers=3,
-    n_heads=4,
-    n_kv_heads=2,
-    vocab_size=128,
-    multiple_of=32,
-    ffn_dim_multiplier=None,
-    norm_eps=1e-5,
-    rope_theta=500000.0,
-    use_scaled_rope=True,
-)
 
 
 def pytest_sessionstart(session):

@@ -27,15 +27,13 @@ SECTIONS = ("clean", "controls", "faults", "sensitivity")
 LENGTHS = (16, 50, 320)
 # 20 prompts: short ones, paragraphs, and a long one
 TWENTY = [16] * 12 + [50] * 7 + [320]
-SCALED = dict(dim=64, n_layers=3, n_heads=4, n_kv_heads=2, vocab_size=128, multiple_of=32, ffn_dim_multiplier=None)
-SCALED |= dict(norm_eps=1e-5, rope_theta=500000.0, use_scaled_rope=True)
 
 
 class Bench:
     def __init__(self, dtype, folder):
         self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
         self.reference = lab.load_reference(self.model.path, dtype)
-        scaled = lab.demo.write_random_checkpoint(folder, SCALED, dtype=dtype)
+        scaled = lab.demo.write_random_checkpoint(folder, lab.demo.TINY, dtype=dtype)
         self.scaled = lab.load_model(scaled, dtype), lab.load_reference(scaled, dtype)
         # starts of real texts, no text twice: one for the faults, 20 and 20 for the untouched model and the controls
         self.texts = lab.calibration.windows(self.model.tokenizer, 41 * 320, 320)

@@ -78,10 +78,9 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
             work.take(name, reference.get(name))
     else:
         reference.taps(tokens, sink=work.take)
-    flags = dict(EXACT, matmul=model.matmul_precision or "default", mode=mode)
-    return Report(
-        model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, verdict.environment(**flags)
-    )
+    environment = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
+    theirs = "Meta's" if isinstance(reference, Reference) else "the reference's"
+    return Report(model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, environment, theirs)
 
 
 def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:

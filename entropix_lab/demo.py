@@ -33,6 +33,19 @@ PARAMS = dict(
     rope_theta=100000.0,
     use_scaled_rope=False,
 )
+# Everything that Llama 3.2 has, at a size that is computed at once: grouped heads, scaled RoPE.
+TINY = dict(
+    dim=64,
+    n_layers=3,
+    n_heads=4,
+    n_kv_heads=2,
+    vocab_size=128,
+    multiple_of=32,
+    ffn_dim_multiplier=None,
+    norm_eps=1e-5,
+    rope_theta=500000.0,
+    use_scaled_rope=True,
+)
 # GGUF's names -> Meta's. q and k are stored in Meta's interleaved layout already: nothing is permuted.
 NAMES = {"token_embd": "tok_embeddings", "output_norm": "norm"} | {
     f"blk.{i}.{theirs}": f"layers.{i}.{ours}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import verdict
-from .taps import OPS
+from .taps import OPS, full_name
 
 RTOL, ATOL = 1e-3, 1e-2
 
@@ -78,11 +78,14 @@ class Output:
 
 @dataclass(frozen=True, repr=False)
 class Report:
+    """What compare returns. theirs: whose taps ours were compared with, in the possessive."""
+
     name: str
     dtype: str
     rows: tuple[Row, ...]
     output: Output | None
     environment: str
+    theirs: str = "Meta's"
 
     @property
     def first_divergence(self) -> Row | None:
@@ -111,11 +114,13 @@ class Report:
     def verdict(self) -> str:
         """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
         out, yes = self.output, lambda b: "yes" if b else "no"
-        claims = [f"{sum(r.within_rounding for r in self.rows)} of {len(self.rows)} taps within rounding of Meta's"]
+        claims = [
+            f"{sum(r.within_rounding for r in self.rows)} of {len(self.rows)} taps within rounding of {self.theirs}"
+        ]
         if out:
             close = f"allclose(rtol={RTOL:g}, atol={ATOL:g}) {yes(out.allclose)}"
             if self.dtype == "bfloat16":
-                close += f" (Meta's own bfloat16 against float64: {yes(out.meta_allclose_to_truth)})"
+                close += f" ({self.theirs} own bfloat16 against float64: {yes(out.meta_allclose_to_truth)})"
             claims += [
                 f"logits within a relative {_bound(self['output'].rel_l2_worst)} at all {out.positions} positions",
                 f"argmax equal at {out.argmax_equal}",
@@ -136,7 +141,7 @@ class Report:
             )
         layer, op = split(row.tap)
         what, reads = OPS.get(op, ("", ())) if layer is not None else GLOBAL[row.tap]
-        name = lambda r: f"layers.{layer}.{r}" if r in OPS else r
+        name = lambda r: full_name(layer, r) if r in OPS else r
         view, where = next(
             (v, w)
             for v, w in (
@@ -149,10 +154,15 @@ class Report:
         lines = [
             f"First divergence: {row.tap}, {what}; it reads {' and '.join(map(name, reads))}.",
             f"{where.capitalize()} ours is {_amount(view.error)} from the reference's; correct variants of ours are "
-            f"{_amount(view.floor)} from ours, so that is {view.excess:.3g} times the limit.",
+            f"{_amount(view.floor)} from ours, the limit is {_amount(view.limit)}: {view.excess:.3g} times too much.",
         ]
-        if row.op.excess > 1:
-            lines.append("What it reads was the reference's own, so the error is made there.")
+        before = {"the layer's input": f"layers.{layer - 1}" if layer else "tok_embeddings"}
+        tapped = {"the tokens", "the last layer's output", *(r.tap for r in self.rows)}
+        unknown = [name(r) for r in reads if before.get(r, name(r)) not in tapped]
+        if unknown:
+            lines.append(f"The reference has no tap of {' and '.join(unknown)}: the error may be made there or here.")
+        elif row.op.excess > 1:
+            lines.append("What it reads was the reference's own, so the error is made here.")
         others = [r for r in self.suspects if r is not row]
         if others:
             some = ", ".join(f"{r.tap} ({r.op.excess:.2g})" for r in others[:5])

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import entropix_lab as lab
-from conftest import TINY
 from entropix_lab import checkpoint, demo
+from entropix_lab.demo import TINY
 
 
 def tensors_of(folder):

@@ -71,9 +71,10 @@ def test_a_tie_is_no_failure_and_a_flip_is(pair):
 
 def test_reference_as_a_path_or_as_taps(pair):
     model, reference = pair
-    want = lab.compare(model, reference, TOKENS).to_json()
-    assert lab.compare(model, model.path, TOKENS).to_json() == want
-    assert lab.compare(model, reference.taps(TOKENS), TOKENS).to_json() == want
+    want = lab.compare(model, reference, TOKENS)
+    assert lab.compare(model, model.path, TOKENS) == want
+    taps = lab.compare(model, reference.taps(TOKENS), TOKENS)
+    assert taps.rows == want.rows and taps.output == want.output
 
 
 def test_a_mask_that_differs_is_no_rounding(pair):
@@ -131,6 +132,9 @@ def test_taps_from_a_file_and_not_all_of_them(pair, tmp_path):
     taps["layers.4"] = taps["layers.4"] * 1.001
     report = lab.compare(model, taps, TOKENS)
     assert report.first_divergence.tap == "layers.4" and "the stream after the layer" in report.explain()
+    assert "the error is made here" in report.explain() and " of the reference's;" in report.verdict
+    del taps["layers.4.h_attn"]
+    assert "no tap of layers.4.h_attn: the error may be" in lab.compare(model, taps, TOKENS).explain()
 
 
 @pytest.mark.parametrize("mode", ["prefill", "cached"])

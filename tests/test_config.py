@@ -1,7 +1,7 @@
 import pytest
 
 import entropix_lab as lab
-from conftest import TINY
+from entropix_lab.demo import TINY
 
 
 def test_fields_and_widths_of_llama_3_2():

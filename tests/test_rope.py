@@ -4,8 +4,8 @@ import torch
 from llama_models.llama3 import model as meta
 
 import entropix_lab as lab
-from conftest import TINY
 from entropix_lab import rope
+from entropix_lab.demo import TINY
 
 
 def config(**change):
