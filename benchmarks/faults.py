@@ -142,12 +142,12 @@ def main():
             data = json.loads(path.read_text()) if path.exists() else {}
             for section in args.only:
                 started, rows = time.perf_counter(), []
+                data |= {section: rows, "environment": lab.verdict.environment(dtype=dtype)}
                 for row in getattr(bench, section)():
                     rows.append(row)
                     print(json.dumps(row), flush=True)
-                data |= {section: rows, f"{section}_seconds": round(time.perf_counter() - started)}
-                data["environment"] = lab.verdict.environment(dtype=dtype)
-                lab.verdict.write_json(name, data)
+                    data[f"{section}_seconds"] = round(time.perf_counter() - started)
+                    lab.verdict.write_json(name, data)
 
 
 if __name__ == "__main__":

@@ -78,9 +78,9 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
             work.take(name, reference.get(name))
     else:
         reference.taps(tokens, sink=work.take)
-    environment = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
     theirs = "Meta's" if isinstance(reference, Reference) else "the reference's"
-    return Report(model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, environment, theirs)
+    where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
+    return Report(model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, where, theirs)
 
 
 def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:
@@ -236,7 +236,6 @@ class _Found(NamedTuple):
 
 def _largest(*pairs):
     """The largest median and the largest worst; what is not finite is no noise."""
-    pairs = np.array(pairs)
     return tuple(float(x) for x in np.max(np.where(np.isfinite(pairs), pairs, 0), axis=0))
 
 
@@ -308,7 +307,8 @@ def _direct(ours, theirs):
     """{op: (relative error [B,T], largest absolute difference [B,T], cosine [B,T], largest entry's share [B,T])}."""
 
     def one(op, x, y):
-        x, y = (jnp.where(jnp.isneginf(z), 0, at_least_float32(z)) for z in (x, y))
+        masked = op.endswith(".scores")
+        x, y = (jnp.where(masked & jnp.isneginf(z), 0, at_least_float32(z)) for z in (x, y))
         axes = over(op, y)
         size = lambda z: jnp.sqrt(jnp.sum(z * z, axes))
         share = jnp.max(jnp.abs(y), axes) / jnp.maximum(size(y), jnp.finfo(y.dtype).tiny)

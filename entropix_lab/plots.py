@@ -23,7 +23,7 @@ from .taps import OPS
 def layer_diff(report):
     """Three panels from a compare Report. The residual stream's relative L2 error after each layer, accumulated and
     local: ours against the reference's, and both against float64 (median position), with the floor of correct variants
-    and the limit. And every op of every layer: its error in units of the limit, the largest of the three views."""
+    and the limit. And every op of every layer on the reference's own inputs: its error in units of its limit."""
     rows = {split(row.tap): row for row in report.rows}
     layers = sorted({layer for layer, _ in rows if layer is not None})
     stream = [rows[i, ""] for i in layers]
@@ -41,16 +41,43 @@ def layer_diff(report):
     axes[0].legend(loc="best")
 
     ax = axes[2]
-    grid = np.array([[rows[i, op].excess if (i, op) in rows else np.nan for i in layers] for op in OPS])
+    grid = np.array([[rows[i, op].op.excess if (i, op) in rows else np.nan for i in layers] for op in OPS])
     shown = np.log10(np.clip(grid, 0.1, 10))
     image = ax.imshow(shown, aspect="auto", cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_yticks(range(len(OPS)), [op.split(".")[-1] or "layer output" for op in OPS])
-    ax.set(xlabel="layer", title="Every op: error in units of its limit")
+    ax.set(xlabel="layer", title="Every op on Meta's own inputs: error in units of its limit")
     ax.grid(False)
     y, x = np.nonzero(grid > 1)
     ax.plot(x, y, "x", color=RED, ms=6, mew=1.8)
     bar = fig.colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])
     bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
+    return axes
+
+
+@styled
+def fault_table(tables):
+    """{dtype: the table that benchmarks/faults.py wrote} as two panels: how many times its limit each fault lies at the
+    first divergence, one marker to a prompt's length. Filled: at the expected tap; a ring: allclose notices nothing."""
+    names = sorted({row["name"]: row["what"] for t in tables.values() for row in t["faults"]}.items())
+    where = {name: i for i, (name, _) in enumerate(names)}
+    fig, axes = _figure(1, len(tables), figsize=(12, 8.5), sharey=True, squeeze=False)
+    lengths = sorted({row["tokens"] for t in tables.values() for row in t["faults"]})
+    for ax, (dtype, t) in zip(axes[0], tables.items(), strict=True):
+        for i, (length, colour, marker) in enumerate(zip(lengths, COLOURS, "o^D", strict=False)):
+            rows = [row for row in t["faults"] if row["tokens"] == length]
+            x = np.clip([row["excess"] for row in rows], None, 1e6)
+            y = np.array([where[row["name"]] for row in rows]) + 0.25 * (i - (len(lengths) - 1) / 2)
+            right = np.array([row["found"] == row["expected"] for row in rows])
+            hidden = np.array([row["allclose"] for row in rows])
+            ax.plot(x[right], y[right], marker, color=colour, ms=4.5, label=f"{length} tokens")
+            ax.plot(x[~right], y[~right], marker, color=colour, ms=4.5, mfc="white")
+            label = "allclose on the logits holds" if i == len(lengths) - 1 else None
+            ax.plot(x[hidden], y[hidden], "o", color="black", ms=9, mfc="none", mew=0.8, label=label)
+        ax.axvline(1, color="black", lw=1.2)
+        ax.set(xscale="log", xlabel="error in units of its limit (masks that differ: at the right edge)", title=dtype)
+    axes[0, 0].set_yticks(range(len(names)), [f"{what}  {name}" for name, what in names], fontsize=8.5)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    axes[0, 0].legend(loc="lower right", frameon=True)
     return axes
 
 
