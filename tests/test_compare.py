@@ -53,6 +53,22 @@ def test_a_fault_is_found_where_it_is(tiny_checkpoint, dtype):
     assert late > 40 if dtype == "float32" else late < 5  # one row in 64 drowns in bfloat16's accumulated noise
 
 
+def test_each_view_sees_what_the_coarser_ones_do_not(pair):
+    model, reference = pair
+    w2, tap = model.weights.layer_weights[7].w2, "layers.7.feed_forward.w2"
+
+    def seen_by(report, *views):
+        without = [view for view in ("accumulated", "local", "op") if view not in views]
+        rows = [dataclasses.replace(r, **{view: r.accumulated for view in without}) for r in report.rows]
+        where = dataclasses.replace(report, rows=tuple(rows)).first_divergence
+        return where and where.tap
+
+    one_row = lab.compare(with_layer(model, 7, w2=w2.at[3].multiply(1 + 2.5e-5)), reference, TOKENS)
+    assert seen_by(one_row, "accumulated", "local", "op") == tap and not seen_by(one_row, "accumulated", "local")
+    whole = lab.compare(with_layer(model, 7, w2=w2 * (1 + 3e-6)), reference, TOKENS)
+    assert seen_by(whole, "accumulated", "local") == tap and not seen_by(whole, "accumulated")
+
+
 def test_a_wrong_eps_is_found_under_the_tasks_allclose(pair):
     model, reference = pair
     wrong = dataclasses.replace(model, config=dataclasses.replace(model.config, norm_eps=2e-5))
