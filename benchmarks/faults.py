@@ -4,7 +4,7 @@
     python benchmarks/faults.py --dtype float32 --only controls
 
 Writes outputs/faults_float32.json and outputs/faults_bfloat16.json, which notebooks/09_faults.ipynb shows. Sections:
-clean: the untouched model on 20 prompts; faults: F01 to F32 on prompts of 16, 50 and 320 tokens, those that need scaled
+clean: the untouched model on 20 prompts; faults: each on prompts of 16, 50 and 320 tokens, those that need scaled
 RoPE on a random checkpoint; controls: ten correct variants on 20 other prompts; sensitivity: four kinds of change,
 bisected to the smallest that is named and to the smallest that allclose on the logits notices.
 """
@@ -26,7 +26,7 @@ from entropix_lab.taps import whole_logits
 SECTIONS = ("clean", "controls", "faults", "sensitivity")
 LENGTHS = (16, 50, 320)
 # 20 prompts: short ones, paragraphs, and a long one
-TWENTY = [16] * 12 + [50] * 7 + [320]
+TWENTY = [16] * 15 + [50] * 4 + [320]
 
 
 class Bench:
@@ -48,7 +48,7 @@ class Bench:
 
     def controls(self):
         prompts = self.prompts(21)
-        batches = [np.array(prompts[i:j]) for i, j in ((0, 4), (4, 8), (8, 12), (12, 16), (16, 19), (19, 20))]
+        batches = [np.array([p for p in prompts if len(p) == n]) for n in LENGTHS]
         for control in CONTROLS:
             reports = control.reports(self.model, self.reference, batches)
             for tokens, report in zip(batches, reports, strict=True):
@@ -120,7 +120,8 @@ class Bench:
 
 
 def smallest(notices, largest=64.0, least=2.0**-26):
-    """The smallest change, to a factor of two, from which on notices(change) is true; None where the largest is not."""
+    """The smallest power of two that notices(change) is true for, by bisection: it is taken to be true of all above.
+    None where it is not true of the largest."""
     if not notices(largest):
         return None
     high, low = np.log2([largest, least]).astype(int)

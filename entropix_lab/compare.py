@@ -10,7 +10,6 @@ the floor. A float64 run of ours, the truth, says how far either model is from w
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,15 @@ import numpy as np
 
 from . import verdict
 from .generate import generate, prompt_rows
+from .limits import VIEWS, Found, rows
 from .model import KVCache, at_least_float32, check_inputs
 from .reference import Reference, load_reference
-from .report import ATOL, RTOL, Decoded, Greedy, Output, Report, Row, View, split
+from .report import ATOL, RTOL, Decoded, Greedy, Output, Report
 from .taps import (
     EXACT,
+    OPS,
     OURS,
+    OUTER_OPS,
     TRUTH,
     VARIANTS,
     Pass,
@@ -35,36 +37,37 @@ from .taps import (
     whole_logits,
 )
 
-MODES, VIEWS = ("prefill", "cached"), ("accumulated", "local", "op")
-# How far beyond the floor the median and the worst position may lie and still be rounding.
-FACTORS = 3, 6
-# How much further from the truth one model may be than the other, at the median position, in float32.
-ALIKE = 10
+MODES = ("prefill", "cached")
 
 
 def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     """The taps of model beside those of another implementation, with a noise floor for each, and a verdict.
 
     reference: a Reference of the same checkpoint and dtype; a folder or name to load one from; or a mapping of taps of
-    the same tokens under the names that taps.py lists (a dict, an .npz file), of which some may be missing.
+    the same tokens under the names that taps.py lists (a dict, an opened .npz file), of which some may be missing.
     prompts: text, token ids [T] or [B,T], or a list of texts or rows of ids of different lengths, which are padded on
-    the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and single
-    tokens through the KV cache, against the other's single pass. replace: {name: function} to stand for functions of
-    model.py in ours, in the truth and in the variants alike: another formula, or a bug on trial.
+    the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
+    ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function} to
+    stand for functions of model.py in ours, in the truth and in the variants alike: another formula, or a bug on trial.
 
-    Memory is that of the two models, one layer's taps, and the logits. Raises ValueError where the two cannot be
-    compared.
+    Memory is that of the two models, one layer's taps of six runs, and their logits. Raises ValueError where the two
+    cannot be compared.
     """
     tokens, valid = _padded(model, prompts)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
-    if model.config.rope_scaling_factor != 8 and model.config.use_scaled_rope:
+    if model.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"expected a model in float32 or bfloat16, found {model.dtype}")
+    if mode == "cached" and valid.sum(1).min() < 5:
+        raise ValueError(f"mode='cached' needs rows of at least 5 tokens, the shortest has {valid.sum(1).min()}")
+    ours_differs = model.config.use_scaled_rope and model.config.rope_scaling_factor != 8
+    if ours_differs and not isinstance(reference, Mapping):
         raise ValueError("the model differs from Meta's code by design: rope_scaling_factor is not 8")
     if isinstance(reference, str | Path):
         reference = load_reference(reference, model.dtype, max_seq_len=tokens.shape[1], max_batch_size=len(tokens))
     if isinstance(reference, Reference) and reference.dtype != model.dtype:
         raise ValueError(f"the model is {model.dtype}, the reference {reference.dtype}: load both alike")
-    check_inputs(model.config, tokens, 0, KVCache.new(model.config, *tokens.shape, model.dtype))
+    check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
     work = _Comparison(model, tokens, valid, mode, tuple(sorted((replace or {}).items())))
     if isinstance(reference, Mapping):
         expected = tap_names(model.config.n_layers)
@@ -78,9 +81,10 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
             work.take(name, reference.get(name))
     else:
         reference.taps(tokens, sink=work.take)
-    theirs = "Meta's" if isinstance(reference, Reference) else "the reference's"
+    metas = isinstance(reference, Reference)
+    taps = tuple(rows(work.found, model.dtype, metas))
     where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
-    return Report(model.name, model.dtype, tuple(_rows(work.found, model.dtype)), work.output, where, theirs)
+    return Report(model.name, model.dtype, taps, work.output, where, "Meta's" if metas else "the reference's")
 
 
 def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:
@@ -106,16 +110,17 @@ class _Comparison:
     def __init__(self, model, tokens, valid, mode, replace):
         self.model, self.tokens, self.valid, self.replace, self.mode = model, tokens, valid, replace, mode
         self.found, self.output, self.layer, self.group = [], None, 0, {}
-        plan = _cached_plan(valid) if mode == "cached" else None
-        self.runs = {v.name: Pass(model.config, tokens.shape, v, replace, plan) for v in (OURS, TRUTH, *VARIANTS)}
+        self.own_layer = True  # whether the local view's next input is the other's own
+        self.plan = _cached_plan(valid) if mode == "cached" else None
+        self.runs = {v.name: Pass(model.config, tokens.shape, v, replace, self.plan) for v in (OURS, TRUTH, *VARIANTS)}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
 
     def take(self, name, value):
         """value: an array, or None where the other implementation does not have this tap."""
         prefix = f"layers.{self.layer}."
         if value is not None:
+            self._check(name, value)
             value = jnp.asarray(value)
-            self._check_shape(name, value)
             if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
                 value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
             self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
@@ -132,10 +137,12 @@ class _Comparison:
                 return
         self.group = {}
 
-    def _check_shape(self, name, value):
-        expected, found = tap_shape(name, self.model.config, *self.tokens.shape), value.shape
+    def _check(self, name, value):
+        expected, found = tap_shape(name, self.model.config, *self.tokens.shape), np.shape(value)
         if found != expected:
             raise ValueError(f"{name}: expected the shape {expected}, the reference has {found}")
+        if isinstance(value, np.ndarray) and value.dtype.type is np.void:  # what np.load makes of bfloat16
+            raise ValueError(f"{name}: expected floats, found {value.dtype}: save taps as float32")
 
     def _embeddings(self):
         x = self.model.weights.tok_embeddings[self.tokens]
@@ -148,7 +155,8 @@ class _Comparison:
 
     def _restart_from(self, op):
         """Errors do not travel in the local view: the next layer's input is what the other model handed on."""
-        if op in self.group:
+        self.own_layer = op in self.group
+        if self.own_layer:
             for who in self.runs:
                 x = self.streams["local", who]
                 with jax.enable_x64(True):
@@ -157,15 +165,14 @@ class _Comparison:
     def _run_layer(self, who, view):
         w = self.model.weights.layer_weights[self.layer]
         x, taps = self.runs[who].layer(w, self.streams[view, who], self.group, view == "op")
-        assert who != "truth" or x.dtype == jnp.float64, "the truth has left float64"
         self.streams[view, who] = x
         return taps
 
     def _run_head(self, who, view):
         taps = self.runs[who].head(self.model.weights, self.streams[view, who], self.group, view == "op")
-        if who == "ours" and view == "accumulated" and self.mode == "prefill":
+        if who == "ours" and view == "accumulated":
             # the forward as it is used, one program: its logits stand for those that went layer by layer
-            taps["output"] = whole_logits(self.model, self.tokens, self.replace)
+            taps["output"] = whole_logits(self.model, self.tokens, self.replace, self.plan)
         return taps
 
     def _compare(self, full_name, run):
@@ -177,129 +184,21 @@ class _Comparison:
             noise = [_errors(pick(run(v.name, view)), ours) for v in VARIANTS]
             with jax.enable_x64(True):
                 truth = pick(run("truth", view))
+                assert all(x.dtype == jnp.float64 for x in truth.values()), "the truth has left float64"
                 our_error, their_error = _errors(ours, truth), _errors(theirs, truth)
             for op, direct in _direct(ours, theirs).items():
                 views[op][view] = direct, [errors[op] for errors in noise], our_error[op], their_error[op]
             if view == "accumulated" and "output" in theirs:
                 self.output = _output(*(np.asarray(x["output"])[self.valid] for x in (ours, theirs, truth)))
+        own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         for op in theirs:
-            self.found.append(_Found.of(full_name(op), views[op], self.valid))
+            reads = set((OPS | OUTER_OPS)[op][1])
+            self.found.append(Found.of(full_name(op), views[op], self.valid, self.own_layer, reads <= own))
 
 
 @jax.jit
 def _errors(x, y):
     return {op: relative_error(op, x[op], y[op]) for op in x}
-
-
-class _Seen(NamedTuple):
-    """One tap in one view, (median, worst) over positions: ours against theirs, the noise of the variants, and ours and
-    theirs against the truth."""
-
-    error: tuple[float, float]
-    noise: tuple[float, float]
-    ours: tuple[float, float]
-    theirs: tuple[float, float]
-
-
-class _Found(NamedTuple):
-    """What is kept of one tap: numbers, no tensors. size: entries of a position; share: of the largest in its norm."""
-
-    tap: str
-    size: int
-    share: float
-    views: dict[str, _Seen]
-    max_abs: float
-    cosine: float
-    worst_position: tuple[int, int]
-
-    @classmethod
-    def of(cls, tap, views, valid):
-        def spread(errors):
-            errors = np.asarray(errors, np.float64)[valid]
-            return float(np.median(errors)), float(np.max(errors))
-
-        of_view = lambda direct, noise, ours, theirs: _Seen(
-            spread(direct[0]), _largest(*map(spread, noise)), spread(ours), spread(theirs)
-        )
-        error, max_abs, cosine, share, size = views["accumulated"][0]
-        worst = np.argmax(np.where(valid, error, -1))  # the first NaN, where there is one
-        return cls(
-            tap,
-            int(size),
-            float(np.max(np.asarray(share)[valid])),
-            {view: of_view(*found) for view, found in views.items()},
-            float(np.max(np.asarray(max_abs)[valid])),
-            float(np.min(np.asarray(cosine)[valid])),
-            tuple(int(i) for i in np.unravel_index(worst, valid.shape)),
-        )
-
-
-def _largest(*pairs):
-    """The largest median and the largest worst; what is not finite is no noise."""
-    return tuple(float(x) for x in np.max(np.where(np.isfinite(pairs), pairs, 0), axis=0))
-
-
-def _rows(found, dtype):
-    """Floors and limits.
-
-    Our distance from the truth is noise too, that of formulas and tables and not of sums alone. In bfloat16 it counts
-    in the accumulated view only: elsewhere most of it is the rounding that both models share. Where no error travels an
-    operation has one floor in all layers, the largest that was seen: the few roundings that fall differently in
-    bfloat16 fall in any of them. Accumulated noise does not shrink with depth.
-    """
-
-    def noise(f, view):
-        seen = f.views[view]
-        return _largest(seen.noise, seen.ours) if dtype == "float32" or view == "accumulated" else seen.noise
-
-    pooled, so_far = {}, {}
-    for f in found:
-        for view in ("local", "op"):
-            key = view, split(f.tap)[1]
-            pooled[key] = _largest(noise(f, view), pooled.get(key, (0, 0)))
-    share, where = 0.0, None
-    for f in found:
-        layer, op = split(f.tap)
-        here = f.tap == "tok_embeddings" if layer is None else layer
-        share, where = max(f.share, share if here == where else 0.0), here
-        so_far[op] = _largest(noise(f, "accumulated"), so_far.get(op, (0, 0)), pooled["local", op])
-        floors = {"accumulated": so_far[op], "local": pooled["local", op], "op": pooled["op", op]}
-        shares = {"accumulated": share, "local": share, "op": f.share}
-        yield Row(
-            f.tap,
-            **{
-                view: _view(f.views[view], floors[view], f.size, shares[view], dtype, view == "local") for view in VIEWS
-            },
-            meta_error=f.views["accumulated"].theirs,
-            our_error=f.views["accumulated"].ours,
-            local_meta_error=f.views["local"].theirs,
-            local_our_error=f.views["local"].ours,
-            max_abs=f.max_abs,
-            cosine=f.cosine,
-            worst_position=f.worst_position,
-        )
-
-
-def _view(seen, noise, size, share, dtype, may_spread):
-    """Limits of the (median, worst) position: FACTORS times the floor. The floor is never below one rounding of
-    float32, in which every operation computes. In bfloat16 a value on the edge between two roundings may fall to either
-    side: the limit allows one average entry of the median position, and the largest entry of the worst. Where errors
-    travel it may be an entry of any earlier value of the layer (share is the largest of theirs), and if all tokens
-    attend to it, all of them move: in the local view, whose floor holds few such flips, the median may then be as noisy
-    as the worst."""
-    unit = float(jnp.finfo(jnp.float32).eps)
-    floor = max(noise[0], unit / 2), max(noise[1], unit)
-    limit = FACTORS[0] * floor[0], FACTORS[1] * floor[1]
-    if dtype == "bfloat16":
-        ulp = float(jnp.finfo(jnp.bfloat16).eps)
-        limit = max(limit[0], ulp / size**0.5), max(limit[1], ulp * share)
-        limit = (limit[1] if may_spread else limit[0]), limit[1]
-    excess = max(e / at for e, at in zip(seen.error, limit, strict=True))
-    if dtype == "float32":
-        # noise that ours alone has is not rounding as Meta's code rounds: a product in a lower precision, for example
-        a, b = (max(e[0], unit) for e in (seen.ours, seen.theirs))
-        excess = max(excess, max(a / b, b / a) / ALIKE)
-    return View(seen.error, floor, limit, float(excess) if np.isfinite(excess) else float("inf"))
 
 
 @jax.jit

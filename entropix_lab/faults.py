@@ -1,8 +1,8 @@
 """Classical bugs of Llama ports, each a small change around the untouched forward: would the comparison notice?
 
 A fault changes the model (its config, its weights) or stands in for a function of model.py while a program is traced:
-there are no flags in the forward. CONTROLS are correct variants on which the comparison must stay silent; none of them
-helps to set the noise floor.
+there are no flags in the forward. CONTROLS are correct variants on which the comparison must stay silent. Like a fault
+they stand for ours in the whole comparison; none of them is one of the variants that set the floor.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import VIEWS, compare
+from .compare import compare
+from .limits import VIEWS
 from .model import apply_rotary_emb, at_least_float32, attend, positions_and_mask, rms_norm, write_rows
 from .report import Report
 from .rope import apply_scaling, precompute_freqs_cis
@@ -107,6 +108,12 @@ def _layers(change):
     return lambda model: _weights(layer_weights=lambda w: tuple(change(x, model.config) for x in w.layer_weights))(
         model
     )
+
+
+def _without_the_last_tile(x, w):
+    """A product that leaves out the last eighth of its sum."""
+    kept = x.shape[-1] * 7 // 8
+    return linear(x[..., :kept], w[:, :kept])
 
 
 def _permute_as_hugging_face(w, heads):
@@ -257,6 +264,8 @@ FAULTS = (
           _layers(lambda w, c: w._replace(wq=_merge_on_the_wrong_axis(w.wq)))),
     Fault("F32", "one layer's weights used twice", "layers.{middle}.attention_norm",
           _weights(layer_weights=_twice_the_layer_before)),
+    Fault("F33", "the last tile of every product missing", "layers.0.attention.wq",
+          replace={"linear": _without_the_last_tile}),
 )  # fmt: skip
 
 

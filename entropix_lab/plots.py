@@ -26,6 +26,7 @@ def layer_diff(report):
     and the limit. And every op of every layer on the reference's own inputs: its error in units of its limit."""
     rows = {split(row.tap): row for row in report.rows}
     layers = sorted({layer for layer, _ in rows if layer is not None})
+    layers = [i for i in layers if (i, "") in rows]
     stream = [rows[i, ""] for i in layers]
     fig, axes = _figure(1, 3, figsize=(13.5, 4.6), width_ratios=(1, 1, 1.3))
     axes[1].sharey(axes[0])
@@ -33,9 +34,16 @@ def layer_diff(report):
         median = lambda of, name: np.maximum([getattr(x, name)[0] for x in of], 3e-8)  # 0 has no place on a log axis
         views = [getattr(row, view) for row in stream]
         ax.fill_between(layers, median(views, "floor"), median(views, "limit"), color="0.85", label="floor to limit")
-        ax.plot(layers, median(stream, which + "meta_error"), "--", color=BLUE, lw=1.8, label="Meta's against float64")
+        ax.plot(
+            layers,
+            median(stream, which + "meta_error"),
+            "--",
+            color=BLUE,
+            lw=1.8,
+            label=f"{report.theirs} against float64",
+        )
         ax.plot(layers, median(stream, which + "our_error"), "-", color=RED, lw=1.8, label="ours against float64")
-        ax.plot(layers, median(views, "error"), ":", color="black", lw=1.8, label="ours against Meta's")
+        ax.plot(layers, median(views, "error"), ":", color="black", lw=1.8, label=f"ours against {report.theirs}")
         ax.set(yscale="log", xlabel="layer", title=f"Stream after each layer, {view}")
     axes[0].set(ylabel="relative L2 error, median position")
     axes[0].legend(loc="best")
@@ -45,7 +53,7 @@ def layer_diff(report):
     shown = np.log10(np.clip(grid, 0.1, 10))
     image = ax.imshow(shown, aspect="auto", cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_yticks(range(len(OPS)), [op.split(".")[-1] or "layer output" for op in OPS])
-    ax.set(xlabel="layer", title="Every op on Meta's own inputs: error in units of its limit")
+    ax.set(xlabel="layer", title=f"Every op on {report.theirs} own inputs: error in units of its limit")
     ax.grid(False)
     y, x = np.nonzero(grid > 1)
     ax.plot(x, y, "x", color=RED, ms=6, mew=1.8)

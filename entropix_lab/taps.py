@@ -16,10 +16,11 @@ implementation names its values so (B rows, T tokens, N query heads, K key/value
     layers.i                                         [B,T,D]    the stream after the layer
     norm, output                                     [B,T,D], [B,T,V]  the final RMSNorm, the logits
 
-This is also the order of execution. Query head n reads key/value head n // (N/K). Floats of any dtype.
+This is also the order of execution. Query head n reads key/value head n // (N/K). Floats, compared as float32.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -56,6 +57,13 @@ OPS = {
 }
 
 
+OUTER_OPS = {
+    "tok_embeddings": ("the embedding of each token", ("the tokens",)),
+    "norm": ("the final RMSNorm", ("the last layer's output",)),
+    "output": ("the logits", ("norm",)),
+}
+
+
 def full_name(i: int, op: str) -> str:
     return f"layers.{i}.{op}".rstrip(".")
 
@@ -77,12 +85,11 @@ def tap_shape(name: str, config, B: int, T: int) -> tuple[int, ...]:
 @contextlib.contextmanager
 def replaced(functions):
     """Pairs (name, function) in the place of functions of model.py, while a program is traced."""
-    modules = (forward, weights_module)
     before = []
     for name, function in functions:
-        found = [m for m in modules if callable(getattr(m, name, None))]
-        if not found:
+        if not inspect.isfunction(getattr(forward, name, None)):
             raise ValueError(f"model.py has no function {name!r} to replace")
+        found = [m for m in (forward, weights_module) if hasattr(m, name)]
         before += [(m, name, getattr(m, name)) for m in found]
         for module in found:
             setattr(module, name, function)
@@ -141,9 +148,9 @@ def _head(weights, config, x, theirs, forced, replace, around):
         return taps
 
 
-def _whole(weights, config, tokens, cache, replace):
+def _whole(weights, config, tokens, start_pos, cache, replace):
     with replaced(replace):
-        return forward.xfmr(weights, config, tokens, 0, cache)[0]
+        return forward.xfmr(weights, config, tokens, start_pos, cache)
 
 
 def _wrapped(around):
@@ -160,21 +167,28 @@ def forget_programs():
         program.clear_cache()
 
 
-def whole_logits(model, tokens, replace=()):
-    """The logits [B,T,V] of the forward as it is used: one program."""
-    cache = KVCache.new(model.config, *tokens.shape, model.dtype)
-    return _compiled[_whole](model.weights, model.config, jnp.asarray(tokens), cache, tuple(replace))
+def whole_logits(model, tokens, replace=(), plan=None):
+    """The logits [B,T,V] of the forward as it is used, one program to a piece of the plan (as in Pass)."""
+    (B, T), tokens, logits = tokens.shape, jnp.asarray(tokens), {}
+    cache = KVCache.new(model.config, B, T, model.dtype)
+    for start, length in plan or [(np.zeros(B, np.int32), T)]:
+        piece = _cut({"tokens": tokens}, start, length)["tokens"]
+        found, cache = _compiled[_whole](model.weights, model.config, piece, start, cache, tuple(replace))
+        logits = {"output": found} if length == T else _put(logits, {"output": found}, start, T)
+    return logits["output"]
 
 
 class Variant(NamedTuple):
     """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
 
-    around: (name, wrapper) of functions of model.py. A wrapper only turns the axes that are summed: had it a formula of
-    its own, it would be right where ours is wrong, and what is wrong with ours would count as noise.
+    around: (name, wrapper) of functions of model.py. A wrapper has no formula of its own: it would be right where ours
+    is wrong, and what is wrong with ours would count as noise. turns: it turns the axes that are summed. A function
+    that misses some entries then misses others, so such noise counts up to a few times our distance from the truth.
     """
 
     name: str
     around: tuple = ()
+    turns: bool = False
     form: Callable = lambda w: w
     copies: int = 1
 
@@ -213,6 +227,21 @@ def _widened(w):
     return jax.tree.map(lambda x: at_least_float32(x) if x.ndim == 2 else x, w)
 
 
+def _angles_off(precompute_freqs_cis):
+    """Every rotation angle half a float32 unit larger: the next port's table need not be rounded as ours is."""
+
+    def table(config, end, dtype=np.float32):
+        cos, sin = precompute_freqs_cis(config, end, dtype)
+        of_one = np.arctan2(*(t[1].astype(np.float64) for t in precompute_freqs_cis(config, 2, dtype)[::-1]))
+        off = np.outer(np.arange(end), of_one) * (np.finfo(np.float32).eps / 2)
+        return (cos * np.cos(off) - sin * np.sin(off)).astype(dtype), (sin * np.cos(off) + cos * np.sin(off)).astype(
+            dtype
+        )
+
+    return table
+
+
+_ANGLES = "precompute_freqs_cis", _angles_off
 _REVERSED = (
     ("linear", _linear_reversed),
     ("rms_norm", _norm_reversed),
@@ -220,9 +249,9 @@ _REVERSED = (
     ("softmax", _softmax_reversed),
 )
 VARIANTS = (
-    Variant("sums in reverse", _REVERSED, _widened),
-    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), _widened),
-    Variant("fused weights, twice the batch", form=fused, copies=2),
+    Variant("sums in reverse", _REVERSED, True, _widened),
+    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), True, _widened),
+    Variant("fused weights, twice the batch, angles off by a rounding", (_ANGLES,), form=fused, copies=2),
 )
 OURS, TRUTH = Variant("ours"), Variant("truth")
 
