@@ -10,6 +10,7 @@ bisected to the smallest that is named and to the smallest that allclose on the 
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 import time
@@ -23,7 +24,7 @@ from entropix_lab.faults import CONTROLS, FAULTS
 from entropix_lab.report import ATOL, RTOL
 from entropix_lab.taps import whole_logits
 
-SECTIONS = ("clean", "controls", "faults", "sensitivity")
+SECTIONS = ("clean", "controls", "sensitivity", "faults")
 LENGTHS = (16, 50, 320)
 # 20 prompts: short ones, paragraphs, and a long one
 TWENTY = [16] * 15 + [50] * 4 + [320]
@@ -32,7 +33,7 @@ TWENTY = [16] * 15 + [50] * 4 + [320]
 class Bench:
     def __init__(self, dtype, folder):
         self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
-        self.reference = lab.load_reference(self.model.path, dtype)
+        self.reference = lab.load_reference(self.model.path, dtype, max_seq_len=320, max_batch_size=16)
         scaled = lab.demo.write_random_checkpoint(folder, lab.demo.TINY, dtype=dtype)
         self.scaled = lab.load_model(scaled, dtype), lab.load_reference(scaled, dtype)
         # starts of real texts, no text twice: one for the faults, 20 and 20 for the untouched model and the controls
@@ -69,15 +70,13 @@ class Bench:
         }
 
     def faults(self):
-        for fault in FAULTS:
+        for n, fault in itertools.product(LENGTHS, FAULTS):
             if fault.needs not in ("", "scaled RoPE", self.model.dtype):
                 continue
             model, reference = (self.model, self.reference) if fault.exists_in(self.model) else self.scaled
-            texts = self.texts[0] if model is self.model else np.random.default_rng(0).integers(0, 128, 320)
-            prompts = [texts[:n] for n in LENGTHS]
-            for n, report in zip(LENGTHS, fault.reports(model, reference, prompts), strict=True):
-                finding = fault.finding(model, report)
-                yield finding._asdict() | {"tokens": n, "model": model.name, "seen": fault.seen}
+            text = self.texts[0] if model is self.model else np.random.default_rng(0).integers(0, 128, 320)
+            finding = fault.finding(model, fault.compare(model, reference, text[:n]))
+            yield finding._asdict() | {"tokens": n, "model": model.name, "seen": fault.seen}
 
     def sensitivity(self):
         tokens = self.texts[0, :50][None]
