@@ -31,7 +31,8 @@ TWENTY = [16] * 15 + [50] * 4 + [320]
 
 
 class Bench:
-    def __init__(self, dtype, folder):
+    def __init__(self, dtype, folder, lengths):
+        self.lengths = lengths
         self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
         self.reference = lab.load_reference(self.model.path, dtype, max_seq_len=320, max_batch_size=16)
         scaled = lab.demo.write_random_checkpoint(folder, lab.demo.TINY, dtype=dtype)
@@ -70,7 +71,7 @@ class Bench:
         }
 
     def faults(self):
-        for n, fault in itertools.product(LENGTHS, FAULTS):
+        for n, fault in itertools.product(self.lengths, FAULTS):
             if fault.needs not in ("", "scaled RoPE", self.model.dtype):
                 continue
             model, reference = (self.model, self.reference) if fault.exists_in(self.model) else self.scaled
@@ -134,14 +135,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--only", nargs="+", default=SECTIONS, choices=SECTIONS)
+    parser.add_argument(
+        "--lengths", nargs="+", type=int, default=LENGTHS, choices=LENGTHS, help="of the faults' prompts"
+    )
     args = parser.parse_args()
     for dtype in args.dtype:
         with tempfile.TemporaryDirectory() as tmp:
-            bench, name = Bench(dtype, Path(tmp) / "tiny-scaled"), f"faults_{dtype}.json"
+            bench, name = Bench(dtype, Path(tmp) / "tiny-scaled", args.lengths), f"faults_{dtype}.json"
             path = lab.verdict.outputs_dir() / name
             data = json.loads(path.read_text()) if path.exists() else {}
             for section in args.only:
                 started, rows = time.perf_counter(), []
+                if section == "faults":
+                    rows = [row for row in data.get(section, []) if row["tokens"] not in args.lengths]
                 data |= {section: rows, "environment": lab.verdict.environment(dtype=dtype)}
                 for row in getattr(bench, section)():
                     rows.append(row)
