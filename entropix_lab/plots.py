@@ -82,10 +82,10 @@ def fault_table(tables):
             label = "allclose on the logits holds" if i == len(lengths) - 1 else None
             ax.plot(x[hidden], y[hidden], "o", color="black", ms=9, mfc="none", mew=0.8, label=label)
         ax.axvline(1, color="black", lw=1.2)
-        ax.set(xscale="log", xlabel="error in units of its limit (masks that differ: at the right edge)", title=dtype)
+        ax.set(xscale="log", xlabel="error in units of its limit", title=dtype)
     axes[0, 0].set_yticks(range(len(names)), [f"{what}  {name}" for name, what in names], fontsize=8.5)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    axes[0, 0].legend(loc="lower right", frameon=True)
+    axes[0, 0].legend(loc="lower left", frameon=True)
     return axes
 
 
