@@ -1,7 +1,8 @@
 """Would the comparison notice? Every classical fault, correct variants, and the smallest change that is still named.
 
-    python benchmarks/faults.py                       # everything, both dtypes: about NN minutes on two cores
-    python benchmarks/faults.py --dtype float32 --only controls
+    python benchmarks/faults.py                       # everything, both dtypes: hours on two cores
+    taskset -c 0 python benchmarks/faults.py --dtype float32     # faster: a process to each dtype and core
+    python benchmarks/faults.py --only faults --lengths 16
 
 Writes outputs/faults_float32.json and outputs/faults_bfloat16.json, which notebooks/09_faults.ipynb shows. Sections:
 clean: the untouched model on 20 prompts; faults: each on prompts of 16, 50 and 320 tokens, those that need scaled

@@ -75,8 +75,8 @@ def fault_table(tables):
             rows = [row for row in t["faults"] if row["tokens"] == length]
             x = np.clip([row["excess"] for row in rows], None, 1e6)
             y = np.array([where[row["name"]] for row in rows]) + 0.25 * (i - (len(lengths) - 1) / 2)
-            right = np.array([row["found"] == row["expected"] for row in rows])
-            hidden = np.array([row["allclose"] for row in rows])
+            right = np.array([row["found"] == row["expected"] for row in rows], bool)
+            hidden = np.array([row["allclose"] for row in rows], bool)
             ax.plot(x[right], y[right], marker, color=colour, ms=4.5, label=f"{length} tokens")
             ax.plot(x[~right], y[~right], marker, color=colour, ms=4.5, mfc="white")
             label = "allclose on the logits holds" if i == len(lengths) - 1 else None
