@@ -22,6 +22,7 @@ import numpy as np
 
 import entropix_lab as lab
 from entropix_lab.faults import CONTROLS, FAULTS
+from entropix_lab.limits import VIEWS
 from entropix_lab.report import ATOL, RTOL
 from entropix_lab.taps import whole_logits
 
@@ -60,7 +61,7 @@ class Bench:
     def _nearest(self, report, tokens, name):
         row = max(report.rows, key=lambda r: r.excess)
         first = report.first_divergence
-        views = {view: max(getattr(r, view).excess for r in report.rows) for view in ("accumulated", "local", "op")}
+        views = {view: max(getattr(r, view).excess for r in report.rows) for view in VIEWS}
         return {
             "variant": name,
             "prompts": len(tokens),

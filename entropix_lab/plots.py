@@ -25,8 +25,7 @@ def layer_diff(report):
     local: ours against the reference's, and both against float64 (median position), with the floor of correct variants
     and the limit. And every op of every layer on the reference's own inputs: its error in units of its limit."""
     rows = {split(row.tap): row for row in report.rows}
-    layers = sorted({layer for layer, _ in rows if layer is not None})
-    layers = [i for i in layers if (i, "") in rows]
+    layers = sorted(layer for layer, op in rows if op == "")
     stream = [rows[i, ""] for i in layers]
     fig, axes = _figure(1, 3, figsize=(13.5, 4.6), width_ratios=(1, 1, 1.3))
     axes[1].sharey(axes[0])

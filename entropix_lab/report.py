@@ -144,7 +144,7 @@ class Report:
                 f"limit is {top.tap}, at {top.excess:.2f} of it."
             )
         layer, op = split(row.tap)
-        what, reads = OPS.get(op, ("", ())) if layer is not None else OUTER_OPS[row.tap]
+        what, reads = (OPS | OUTER_OPS)[op]
         name = lambda r: full_name(layer, r) if r in OPS else r
         own_layer = layer is None or (f"layers.{layer - 1}" if layer else "tok_embeddings") in (
             r.tap for r in self.rows

@@ -234,9 +234,8 @@ def _angles_off(precompute_freqs_cis):
         cos, sin = precompute_freqs_cis(config, end, dtype)
         of_one = np.arctan2(*(t[1].astype(np.float64) for t in precompute_freqs_cis(config, 2, dtype)[::-1]))
         off = np.outer(np.arange(end), of_one) * (np.finfo(np.float32).eps / 2)
-        return (cos * np.cos(off) - sin * np.sin(off)).astype(dtype), (sin * np.cos(off) + cos * np.sin(off)).astype(
-            dtype
-        )
+        turned = cos * np.cos(off) - sin * np.sin(off), sin * np.cos(off) + cos * np.sin(off)
+        return tuple(t.astype(dtype) for t in turned)
 
     return table
 
