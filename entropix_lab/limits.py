@@ -17,7 +17,7 @@ VIEWS = ("accumulated", "local", "op")
 FACTORS = 3, 6
 # How many times further from the truth than Meta's model ours may be, at the median position, in float32.
 ALIKE = 10
-# What variants that turn sums may add to the floor, in units of our own distance from the truth.
+# What variants that reorder sums may add to the floor, in units of our own distance from the truth.
 CAP = 3
 
 
@@ -82,7 +82,7 @@ def rows(found, dtype, metas):
         seen = f.views[view]
         floor = np.zeros(2)
         for variant, amount in zip(VARIANTS, map(_finite, seen.noise), strict=True):
-            floor = np.maximum(floor, np.minimum(amount, CAP * _finite(seen.ours)) if variant.turns else amount)
+            floor = np.maximum(floor, np.minimum(amount, CAP * _finite(seen.ours)) if variant.reorders else amount)
         with_ours = dtype == "float32" or view == "accumulated"
         return np.maximum(floor, _finite(seen.ours)) if with_ours else floor
 

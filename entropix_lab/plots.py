@@ -72,7 +72,7 @@ def fault_table(tables):
     for ax, (dtype, t) in zip(axes[0], tables.items(), strict=True):
         for i, (length, colour, marker) in enumerate(zip(lengths, COLOURS, "o^D", strict=False)):
             rows = [row for row in t["faults"] if row["tokens"] == length]
-            x = np.clip([row["excess"] for row in rows], None, 1e6)
+            x = np.array([1e6 if row["excess"] is None else min(row["excess"], 1e6) for row in rows])
             y = np.array([where[row["name"]] for row in rows]) + 0.25 * (i - (len(lengths) - 1) / 2)
             right = np.array([row["found"] == row["expected"] for row in rows], bool)
             hidden = np.array([row["allclose"] for row in rows], bool)

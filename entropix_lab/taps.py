@@ -173,7 +173,8 @@ def whole_logits(model, tokens, replace=(), plan=None):
     cache = KVCache.new(model.config, B, T, model.dtype)
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
-        found, cache = _compiled[_whole](model.weights, model.config, piece, start, cache, tuple(replace))
+        with jax.default_matmul_precision(model.matmul_precision):
+            found, cache = _compiled[_whole](model.weights, model.config, piece, start, cache, tuple(replace))
         logits = {"output": found} if length == T else _put(logits, {"output": found}, start, T)
     return logits["output"]
 
@@ -182,13 +183,14 @@ class Variant(NamedTuple):
     """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
 
     around: (name, wrapper) of functions of model.py. A wrapper has no formula of its own: it would be right where ours
-    is wrong, and what is wrong with ours would count as noise. turns: it turns the axes that are summed. A function
-    that misses some entries then misses others, so such noise counts up to a few times our distance from the truth.
+    is wrong, and what is wrong with ours would count as noise. reorders: its sums run in another order. A function that
+    misses some entries then misses others, and one that sums in too few digits rounds others away, so such noise counts
+    up to a few times our distance from the truth.
     """
 
     name: str
     around: tuple = ()
-    turns: bool = False
+    reorders: bool = False
     form: Callable = lambda w: w
     copies: int = 1
 
@@ -240,7 +242,6 @@ def _angles_off(precompute_freqs_cis):
     return table
 
 
-_ANGLES = "precompute_freqs_cis", _angles_off
 _REVERSED = (
     ("linear", _linear_reversed),
     ("rms_norm", _norm_reversed),
@@ -248,9 +249,9 @@ _REVERSED = (
     ("softmax", _softmax_reversed),
 )
 VARIANTS = (
-    Variant("sums in reverse", _REVERSED, True, _widened),
+    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, True, lambda w: _widened(fused(w)), copies=2),
     Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), True, _widened),
-    Variant("fused weights, twice the batch, angles off by a rounding", (_ANGLES,), form=fused, copies=2),
+    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),)),
 )
 OURS, TRUTH = Variant("ours"), Variant("truth")
 

@@ -36,10 +36,11 @@ def outputs_dir() -> Path:
 
 
 def write_json(name: str, data: dict) -> Path:
-    """data as outputs/name, whole or not at all."""
+    """data as outputs/name, whole or not at all. What is infinite or NaN becomes null: JSON has neither."""
     file = outputs_dir() / name
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1))
+    data = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    partial.write_text(json.dumps(data, indent=1, allow_nan=False))
     partial.replace(file)
     return file
 

@@ -18,6 +18,8 @@ def test_json_is_whole_or_absent(tmp_path, monkeypatch):
         verdict.write_json("a.json", {"x": object()})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    verdict.write_json("a.json", {"x": [float("inf"), 1.0]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": [None, 1]}
 
 
 def test_outputs_are_those_of_the_checkout(monkeypatch, tmp_path):
