@@ -22,8 +22,7 @@ import numpy as np
 
 import entropix_lab as lab
 from entropix_lab.faults import CONTROLS, FAULTS
-from entropix_lab.limits import VIEWS
-from entropix_lab.report import ATOL, RTOL
+from entropix_lab.report import ATOL, RTOL, VIEWS
 from entropix_lab.taps import whole_logits
 
 SECTIONS = ("clean", "controls", "sensitivity", "faults")

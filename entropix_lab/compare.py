@@ -17,10 +17,10 @@ import numpy as np
 
 from . import verdict
 from .generate import generate, prompt_rows
-from .limits import VIEWS, Found, rows
+from .limits import Found, rows
 from .model import KVCache, at_least_float32, check_inputs
 from .reference import Reference, load_reference
-from .report import ATOL, RTOL, Decoded, Greedy, Output, Report
+from .report import ATOL, RTOL, VIEWS, Decoded, Greedy, Output, Report
 from .taps import (
     EXACT,
     OPS,
@@ -49,6 +49,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
     ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function} to
     stand for functions of model.py in ours, in the truth and in the variants alike: another formula, or a bug on trial.
+    Like those they return the dtype of what they are given, also where that is float64.
 
     Memory is that of the two models, one layer's taps of six runs, and their logits. Raises ValueError where the two
     cannot be compared.
@@ -60,16 +61,12 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
         raise ValueError(f"expected a model in float32 or bfloat16, found {model.dtype}")
     if mode == "cached" and valid.sum(1).min() < 5:
         raise ValueError(f"mode='cached' needs rows of at least 5 tokens, the shortest has {valid.sum(1).min()}")
-    ours_differs = model.config.use_scaled_rope and model.config.rope_scaling_factor != 8
-    if ours_differs and not isinstance(reference, Mapping):
-        raise ValueError("the model differs from Meta's code by design: rope_scaling_factor is not 8")
-    if isinstance(reference, str | Path):
-        reference = load_reference(reference, model.dtype, max_seq_len=tokens.shape[1], max_batch_size=len(tokens))
-    if isinstance(reference, Reference) and reference.dtype != model.dtype:
-        raise ValueError(f"the model is {model.dtype}, the reference {reference.dtype}: load both alike")
+    metas = not isinstance(reference, Mapping)
+    if metas:
+        reference = _reference_for(model, reference, *tokens.shape)
     check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
     work = _Comparison(model, tokens, valid, mode, tuple(sorted((replace or {}).items())))
-    if isinstance(reference, Mapping):
+    if not metas:
         expected = tap_names(model.config.n_layers)
         if unknown := sorted(set(reference) - set(expected)):
             raise ValueError(
@@ -81,8 +78,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
             work.take(name, reference.get(name))
     else:
         reference.taps(tokens, sink=work.take)
-    metas = isinstance(reference, Reference)
-    taps = tuple(rows(work.found, model.dtype, metas))
+    taps = tuple(rows(work.found, model.dtype, metas, int(valid.sum())))
     where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
     return Report(model.name, model.dtype, taps, work.output, where, "Meta's" if metas else "the reference's")
 
@@ -90,11 +86,15 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
 def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:
     """Free-running greedy decoding of each prompt by both models, token for token.
 
-    options are generate's. The first token that differs is reported with the margin between the two likeliest logits:
-    within rounding it is a tie, and no failure.
+    reference: a Reference of the same checkpoint and dtype, or a folder or name to load one from. options are
+    generate's, without a sampler. The first token that differs is reported with the margin between the two likeliest
+    logits: within rounding it is a tie, and no failure. Raises ValueError where the two cannot be compared.
     """
-    options = {"stop": (), "max_new_tokens": max_new_tokens} | options
-    ours = generate(model, prompts, **options)
+    if "sampler" in options:
+        raise ValueError("compare_greedy has no sampler: Meta's model decodes greedily")
+    longest = max(map(len, prompt_rows(model, prompts)), default=0)
+    reference = _reference_for(model, reference, 1, longest + max_new_tokens)
+    ours = generate(model, prompts, max_new_tokens, **({"stop": ()} | options))
     theirs = [reference.greedy(g.prompt_tokens, len(g.tokens)) for g in ours]
     rows = []
     for g, other in zip(ours, theirs, strict=True):
@@ -102,6 +102,26 @@ def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> G
         where = (int(i := differ[0]), float(g.margins[i]), bool(i in g.ties)) if differ.size else ()
         rows.append(Decoded(len(g.tokens), *where))
     return Greedy(model.name, model.dtype, tuple(rows))
+
+
+def _reference_for(model, reference, rows, length) -> Reference:
+    """The Reference, loaded with room for rows of a length where it is a path. Raises ValueError if it is not one of
+    the same model: what its weights and its RoPE are made of may differ, that is for the comparison to find."""
+    if model.config.use_scaled_rope and model.config.rope_scaling_factor != 8:
+        raise ValueError("the model differs from Meta's code by design: rope_scaling_factor is not 8")
+    if isinstance(reference, str | Path):
+        reference = load_reference(reference, model.dtype, max_seq_len=length, max_batch_size=rows)
+    if not isinstance(reference, Reference):
+        raise ValueError(
+            f"expected a Reference, a path to load one from, or a mapping of taps, found {type(reference).__name__}"
+        )
+    if reference.dtype != model.dtype:
+        raise ValueError(f"the model is {model.dtype}, the reference {reference.dtype}: load both alike")
+    for size in ("n_layers", "dim", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
+        ours, theirs = getattr(model.config, size), getattr(reference.config, size)
+        if ours != theirs:
+            raise ValueError(f"{size} is {ours} in the model, {theirs} in the reference: load both from one checkpoint")
+    return reference
 
 
 class _Comparison:
@@ -119,8 +139,7 @@ class _Comparison:
         """value: an array, or None where the other implementation does not have this tap."""
         prefix = f"layers.{self.layer}."
         if value is not None:
-            self._check(name, value)
-            value = jnp.asarray(value)
+            value = jnp.asarray(self._checked(name, value))
             if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
                 value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
             self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
@@ -137,12 +156,20 @@ class _Comparison:
                 return
         self.group = {}
 
-    def _check(self, name, value):
-        expected, found = tap_shape(name, self.model.config, *self.tokens.shape), np.shape(value)
-        if found != expected:
-            raise ValueError(f"{name}: expected the shape {expected}, the reference has {found}")
-        if isinstance(value, np.ndarray) and value.dtype.type is np.void:  # what np.load makes of bfloat16
+    def _checked(self, name, value):
+        try:
+            value = value if isinstance(value, jax.Array) else np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:  # a torch tensor in bfloat16, with a gradient, on a GPU
+            raise ValueError(
+                f"{name}: NumPy cannot read {type(value)} ({error}): hand over float32, if it is torch's with "
+                "x.detach().float().cpu().numpy()"
+            ) from error
+        expected = tap_shape(name, self.model.config, *self.tokens.shape)
+        if value.shape != expected:
+            raise ValueError(f"{name}: expected the shape {expected}, the reference has {value.shape}")
+        if not jnp.issubdtype(value.dtype, jnp.floating):  # |V2 is what np.load makes of bfloat16
             raise ValueError(f"{name}: expected floats, found {value.dtype}: save taps as float32")
+        return value
 
     def _embeddings(self):
         x = self.model.weights.tok_embeddings[self.tokens]
@@ -164,7 +191,16 @@ class _Comparison:
 
     def _run_layer(self, who, view):
         w = self.model.weights.layer_weights[self.layer]
-        x, taps = self.runs[who].layer(w, self.streams[view, who], self.group, view == "op")
+        try:
+            x, taps = self.runs[who].layer(w, self.streams[view, who], self.group, view == "op")
+        except TypeError as error:
+            if not self.replace:
+                raise
+            names = ", ".join(name for name, _ in self.replace)
+            raise ValueError(
+                f"with {names} replaced, {who} does not run: a function on trial takes what the one of model.py takes "
+                f"and returns the dtype that it is given ({error})"
+            ) from error
         self.streams[view, who] = x
         return taps
 
@@ -175,7 +211,7 @@ class _Comparison:
             taps["output"] = whole_logits(self.model, self.tokens, self.replace, self.plan)
         return taps
 
-    def _compare(self, full_name, run):
+    def _compare(self, name_of, run):
         """Every tap of one group, in one view after the other."""
         theirs, views = self.group, {op: {} for op in self.group}
         for view in VIEWS:
@@ -184,7 +220,12 @@ class _Comparison:
             noise = [_errors(pick(run(v.name, view)), ours) for v in VARIANTS]
             with jax.enable_x64(True):
                 truth = pick(run("truth", view))
-                assert all(x.dtype == jnp.float64 for x in truth.values()), "the truth has left float64"
+                for op, x in truth.items():
+                    if x.dtype != jnp.float64:
+                        raise ValueError(
+                            f"{name_of(op)}: the truth is {x.dtype}, not float64: a function on trial must return the "
+                            "dtype that it is given (x.astype(...), at_least_float32)"
+                        )
                 our_error, their_error = _errors(ours, truth), _errors(theirs, truth)
             for op, direct in _direct(ours, theirs).items():
                 views[op][view] = direct, [errors[op] for errors in noise], our_error[op], their_error[op]
@@ -193,7 +234,7 @@ class _Comparison:
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         for op in theirs:
             reads = set((OPS | OUTER_OPS)[op][1])
-            self.found.append(Found.of(full_name(op), views[op], self.valid, self.own_layer, reads <= own))
+            self.found.append(Found.of(name_of(op), views[op], self.valid, self.own_layer, reads <= own))
 
 
 @jax.jit
@@ -221,12 +262,12 @@ def _cached_plan(valid):
     """Pieces of a cached run over right-padded rows: a prompt, then as many tokens at once, then two single ones."""
     B, T = valid.shape
     lengths = valid.sum(1).astype(np.int32)
-    steps = min(2, lengths.min() - 1)
+    steps = 2
     middle = min(-(-(T - steps) // 2), lengths.min() - 1 - steps)
     prompt = max(T - steps - middle, middle)
     pieces = [(np.zeros(B, np.int32), prompt), (lengths - steps - middle, middle)]
     pieces += [(lengths - steps + i, 1) for i in range(steps)]
-    return [(start, int(length)) for start, length in pieces if length]
+    return [(start, int(length)) for start, length in pieces]
 
 
 def _padded(model, prompts):
@@ -243,16 +284,15 @@ def _padded(model, prompts):
 def _output(ours, meta, truth) -> Output:
     log_p, log_q = (jax.nn.log_softmax(np.asarray(x, np.float32), axis=-1) for x in (meta, ours))
     kl = np.asarray(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
-    best = np.sort(meta, axis=-1)
-    differ = ours.argmax(-1) != meta.argmax(-1)
-    top5 = lambda x: np.argpartition(x, -5, axis=-1)[..., -5:].reshape(-1, 5)
-    overlap = [len(set(a) & set(b)) / 5 for a, b in zip(top5(ours), top5(meta), strict=True)]
+    (_, ours_first), (best, metas_first) = (map(np.asarray, jax.lax.top_k(x, 5)) for x in (ours, meta))
+    differ = ours_first[:, 0] != metas_first[:, 0]
+    overlap = (ours_first[:, :, None] == metas_first[:, None]).any(-1)
     return Output(
         allclose=bool(np.allclose(ours, meta, rtol=RTOL, atol=ATOL)),
         meta_allclose_to_truth=bool(np.allclose(meta, truth, rtol=RTOL, atol=ATOL)),
         positions=int(differ.size),
         argmax_equal=int((~differ).sum()),
-        margins_where_different=tuple(float(m) for m in (best[..., -1] - best[..., -2])[differ]),
+        margins_where_different=tuple(float(m) for m in (best[:, 0] - best[:, 1])[differ]),
         kl_mean=float(kl.mean()),
         kl_max=float(kl.max()),
         top5_overlap=float(np.mean(overlap)),

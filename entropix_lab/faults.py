@@ -15,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .compare import compare
-from .limits import VIEWS
 from .model import apply_rotary_emb, at_least_float32, attend, positions_and_mask, rms_norm, write_rows
-from .report import Report
-from .rope import apply_scaling, precompute_freqs_cis
+from .report import VIEWS, Report
+from .rope import precompute_freqs_cis
 from .taps import forget_programs
 from .weights import linear
 
@@ -116,6 +115,19 @@ def _without_the_last_tile(x, w):
     return linear(x[..., :kept], w[:, :kept])
 
 
+def _products_in_tf32(x, w):
+    """What a GPU makes of float32 unless it is told otherwise: ten bits of fraction in, float32 sums."""
+    if x.dtype != jnp.float32:
+        return linear(x, w)
+    return linear(*(jax.lax.reduce_precision(z, exponent_bits=8, mantissa_bits=10) for z in (x, w)))
+
+
+def _partial_sums_rounded(x, w):
+    """Sums cut into four, whose parts meet in x's dtype."""
+    a, b, c, d = (linear(*part) for part in zip(jnp.split(x, 4, -1), jnp.split(w, 4, -1), strict=True))
+    return a + b + c + d
+
+
 def _permute_as_hugging_face(w, heads):
     """Rows of every head from Meta's pairs (2j, 2j+1) to (j, j + H/2)."""
     return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
@@ -150,9 +162,7 @@ def _only_queries_rotate(config):
 
 
 def _scaling_by_32(config, end, dtype=np.float32):
-    exponents = np.arange(0, config.head_dim, 2, dtype=dtype) / dtype(config.head_dim)
-    angles = np.outer(np.arange(end, dtype=dtype), apply_scaling(dtype(config.rope_theta) ** -exponents, 32.0))
-    return np.cos(angles), np.sin(angles)
+    return precompute_freqs_cis(changed(config, rope_scaling_factor=32.0), end, dtype)
 
 
 def _table_in_bfloat16(config, end, dtype=np.float32):
@@ -266,6 +276,9 @@ FAULTS = (
           _weights(layer_weights=_twice_the_layer_before)),
     Fault("F33", "the last tile of every product missing", "layers.0.attention.wq",
           replace={"linear": _without_the_last_tile}),
+    Fault("F34", "products in TF32", "layers.0.attention.wq", replace={"linear": _products_in_tf32}, needs="float32"),
+    Fault("F35", "partial sums of products in bfloat16", "layers.0.attention.wq",
+          replace={"linear": _partial_sums_rounded}, needs="bfloat16"),
 )  # fmt: skip
 
 

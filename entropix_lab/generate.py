@@ -273,7 +273,11 @@ class _Writer:
 
 def prompt_rows(model, prompts) -> list[np.ndarray]:
     one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
-    return [model.encode(p)[0] for p in ([prompts] if one else prompts)]
+    rows = [model.encode(p) for p in ([prompts] if one else prompts)]
+    for row in rows:
+        if len(row) != 1:
+            raise ValueError(f"expected one row of token ids to a prompt, found an array of {row.shape}")
+    return [row[0] for row in rows]
 
 
 def _check(rows, seeds, max_new_tokens, max_seq_len):

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from .report import Row, View, split
+from .report import VIEWS, Row, View, split
 from .taps import VARIANTS
 
-VIEWS = ("accumulated", "local", "op")
 # How far beyond the floor the median and the worst position may lie and still be rounding.
 FACTORS = 3, 6
-# How many times further from the truth than Meta's model ours may be, at the median position, in float32.
-ALIKE = 10
+# How many times further from the truth than the other ours may be, at the median position. Sums of float32 differ by
+# their order; rounded to bfloat16 they are all alike (1.001 was seen), and a rounding before the last one is not.
+ALIKE = {"float32": 10, "bfloat16": 1.1}
+# So few positions have no median to speak of.
+FEW = 4
 # What variants that reorder sums may add to the floor, in units of our own distance from the truth.
 CAP = 3
 
@@ -69,8 +71,9 @@ class Found(NamedTuple):
         )
 
 
-def rows(found, dtype, metas):
-    """A Row for every Found, in order. metas: they were compared with Meta's model, in the same dtype.
+def rows(found, dtype, metas, positions):
+    """A Row for every Found, in order. metas: they were compared with Meta's model, in the same dtype. positions: how
+    many were compared.
 
     Our distance from the truth is noise too, that of formulas and tables and not of sums alone. In bfloat16 it counts
     in the accumulated view only: elsewhere most of it is the rounding that both models share. Where no error travels an
@@ -102,7 +105,8 @@ def rows(found, dtype, metas):
         shares = {"accumulated": share, "local": share, "op": f.share}
         yield Row(
             f.tap,
-            **{view: _view(f, view, floors[view], shares[view], dtype, metas) for view in VIEWS},
+            **{v: _view(f, v, floors[v], shares[v], dtype, metas, positions) for v in VIEWS},
+            own_layer=f.own_layer,
             own_input=f.own_input,
             meta_error=f.views["accumulated"].theirs,
             our_error=f.views["accumulated"].ours,
@@ -119,7 +123,7 @@ def _finite(pair):
     return np.where(np.isfinite(pair), pair, 0)
 
 
-def _view(found, view, noise, share, dtype, metas):
+def _view(found, view, noise, share, dtype, metas, positions):
     """Limits of the (median, worst) position: FACTORS times the floor. The floor is never below one rounding of
     float32, in which every operation computes. In bfloat16 a value on the edge between two roundings may fall to either
     side: the limit allows one average entry of the median position, and the largest entry of the worst. Where errors
@@ -128,14 +132,14 @@ def _view(found, view, noise, share, dtype, metas):
     as the worst."""
     seen, unit = found.views[view], float(jnp.finfo(jnp.float32).eps)
     floor = max(float(noise[0]), unit / 2), max(float(noise[1]), unit)
-    limit = FACTORS[0] * floor[0], FACTORS[1] * floor[1]
-    further = 0.0
+    limit = (FACTORS[0] if positions >= FEW else FACTORS[1]) * floor[0], FACTORS[1] * floor[1]
     if dtype == "bfloat16":
         ulp = float(jnp.finfo(jnp.bfloat16).eps)
         limit = max(limit[0], ulp / found.size**0.5), max(limit[1], ulp * share)
         limit = (limit[1] if view == "local" else limit[0]), limit[1]
-    elif metas:
-        # noise that ours alone has is not rounding as Meta's code rounds: a product in a lower precision, for example
-        further = max(seen.ours[0], unit) / max(seen.theirs[0], unit)
-    excess = max(*(e / at for e, at in zip(seen.error, limit, strict=True)), further / ALIKE)
+    # Noise that ours alone has is not rounding as the other rounds: a product or a sum in a lower precision, say, which
+    # the variants have too. Where errors travel this is asked of Meta's own float32 only.
+    asked = found.own_input if view == "op" else metas and dtype == "float32"
+    further = max(seen.ours[0], unit) / max(seen.theirs[0], unit) if asked else 0.0
+    excess = max(*(e / at for e, at in zip(seen.error, limit, strict=True)), (further - 1) / (ALIKE[dtype] - 1))
     return View(seen.error, floor, limit, float(excess) if np.isfinite(excess) else float("inf"), further)

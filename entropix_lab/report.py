@@ -9,6 +9,7 @@ from . import verdict
 from .taps import OPS, OUTER_OPS, full_name
 
 RTOL, ATOL = 1e-3, 1e-2
+VIEWS = ("accumulated", "local", "op")
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,8 @@ class View:
 
     floor: what rounding was seen to do: the noise of correct variants and our own distance from float64, of an
     operation in any layer. limit: what is still taken for rounding, a few times the floor. further: how many times
-    further from float64 than Meta's ours is at the median position, 0 where that is not asked (bfloat16, other
-    references). excess: the error in units of the limit, or further in units of what is allowed, the largest; above 1
-    it is no rounding.
+    further from float64 than the other ours is at the median position, 0 where that is not asked. excess: the error in
+    units of the limit, or what further has above 1 in units of what is allowed, the largest; above 1 it is no rounding.
     """
 
     error: tuple[float, float]
@@ -31,14 +31,15 @@ class View:
 
 @dataclass(frozen=True)
 class Row:
-    """One tap. own_input: the op view ran on the other model's own values, none is missing. meta_error and our_error
-    are (median, worst) against the float64 truth, accumulated and local; max_abs, cosine (the lowest) and
-    worst_position, a (row, token) pair, are ours against theirs, accumulated."""
+    """One tap. own_layer, own_input: the local and the op view ran on the other model's own values, none is missing.
+    meta_error and our_error are (median, worst) against the float64 truth, accumulated and local; max_abs, cosine (the
+    lowest) and worst_position, a (row, token) pair, are ours against theirs, accumulated."""
 
     tap: str
     accumulated: View
     local: View
     op: View
+    own_layer: bool
     own_input: bool
     meta_error: tuple[float, float]
     our_error: tuple[float, float]
@@ -139,37 +140,41 @@ class Report:
         row = self.first_divergence
         if row is None:
             top = max(self.rows, key=lambda r: r.excess)
+            alone = "" if self.passed else f" Only allclose(rtol={RTOL:g}, atol={ATOL:g}) on the logits fails."
             return (
                 f"No divergence: all {len(self.rows)} taps are within rounding in all three views. The nearest to its "
-                f"limit is {top.tap}, at {top.excess:.2f} of it."
+                f"limit is {top.tap}, at {top.excess:.2f} of it.{alone}"
             )
         layer, op = split(row.tap)
         what, reads = (OPS | OUTER_OPS)[op]
         name = lambda r: full_name(layer, r) if r in OPS else r
-        own_layer = layer is None or (f"layers.{layer - 1}" if layer else "tok_embeddings") in (
-            r.tap for r in self.rows
-        )
         anew, whole = "on the reference's own input to this {}", "in a run from the tokens on"
         ways = (
             (row.op, anew.format("operation") if row.own_input else "on those of its inputs that the reference has"),
-            (row.local, anew.format("layer") if own_layer else whole),
+            (row.local, anew.format("layer") if row.own_layer else whole),
             (row.accumulated, whole),
         )
         view, where = next((view, where) for view, where in ways if not view.excess <= 1)
-        if any(not e <= at for e, at in zip(view.error, view.limit, strict=True)):
+        if row.tap.endswith(".scores") and np.isinf(view.error[1]):
+            amount = "masked where the reference's is not, or the reverse: -inf is expected where a slot is not seen."
+        elif any(not e <= at for e, at in zip(view.error, view.limit, strict=True)):
             amount = (
                 f"{_amount(view.error)} from the reference's. Rounding explains {_amount(view.floor)}, the limit is "
                 f"{_amount(view.limit)}: {view.excess:.3g} times too much."
             )
         else:
-            amount = f"{view.further:.0f} times further from float64 than the reference is."
+            amount = f"{view.further:.3g} times further from float64 than the reference is."
         lines = [
             f"First divergence: {row.tap}, {what}; it reads {' and '.join(map(name, reads))}.",
             f"{where.capitalize()} ours is {amount}",
         ]
         if not row.own_input:
-            before = self.rows[self.rows.index(row) - 1].tap if row is not self.rows[0] else "the tokens"
-            lines.append(f"Not all that it reads was tapped: the error is made anywhere after {before}.")
+            tapped = {r.tap for r in self.rows} | {"the tokens"}
+            tapped |= {"the layer's input", "the last layer's output"} if row.own_layer else set()
+            lines.append(
+                f"The error is made here or in what was not tapped: "
+                f"{', '.join(n for n in map(name, reads) if n not in tapped)} and whatever that reads."
+            )
         elif row.op.excess > 1:
             lines.append("What it reads was the reference's own, so the error is made here.")
         others = [r for r in self.suspects if r is not row]
@@ -177,7 +182,10 @@ class Report:
             some = ", ".join(f"{r.tap} ({r.op.excess:.2g})" for r in others[:5])
             lines.append(f"{len(others)} more operations are wrong by themselves, times their limit: {some}.")
         late = sum(r.accumulated.excess > 1 for r in self.rows)
-        lines.append(f"In a run from the tokens on, {late} of {len(self.rows)} taps are beyond rounding.")
+        lines.append(
+            f"In a run from the tokens on, {late} of {len(self.rows)} taps are beyond rounding; {row.tap} is furthest "
+            f"at token {row.worst_position[1]} of row {row.worst_position[0]}."
+        )
         return "\n".join(lines)
 
     def __getitem__(self, tap: str) -> Row:

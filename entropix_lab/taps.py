@@ -233,11 +233,11 @@ def _angles_off(precompute_freqs_cis):
     """Every rotation angle half a float32 unit larger: the next port's table need not be rounded as ours is."""
 
     def table(config, end, dtype=np.float32):
-        cos, sin = precompute_freqs_cis(config, end, dtype)
-        of_one = np.arctan2(*(t[1].astype(np.float64) for t in precompute_freqs_cis(config, 2, dtype)[::-1]))
-        off = np.outer(np.arange(end), of_one) * (np.finfo(np.float32).eps / 2)
+        with jax.ensure_compile_time_eval():  # a table on trial may be jax.numpy's
+            cos, sin = (np.asarray(t, np.float64) for t in precompute_freqs_cis(config, end + 1, dtype))
+        off = np.outer(np.arange(end + 1), np.arctan2(sin[1], cos[1])) * (np.finfo(np.float32).eps / 2)
         turned = cos * np.cos(off) - sin * np.sin(off), sin * np.cos(off) + cos * np.sin(off)
-        return tuple(t.astype(dtype) for t in turned)
+        return tuple(t[:end].astype(dtype) for t in turned)
 
     return table
 

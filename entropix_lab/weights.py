@@ -101,10 +101,12 @@ class Model:
             if self.tokenizer is None:
                 raise ValueError(f"{self.path} has no tokenizer.model: give token ids, or copy that file there")
             text_or_tokens = self.tokenizer.encode(text_or_tokens)
-        tokens = np.atleast_2d(np.asarray(text_or_tokens, np.int32))
+        tokens = np.atleast_2d(text_or_tokens)
         if tokens.size == 0:
             raise ValueError("the prompt is empty: expected at least one token")
-        return tokens
+        if tokens.dtype.kind not in "iu" or tokens.ndim != 2:
+            raise ValueError(f"expected text or token ids [T] or [B,T], found {tokens.dtype} of {tokens.shape}")
+        return tokens.astype(np.int32)
 
 
 def load_and_convert_weights(path, dtype="bfloat16") -> XfmrWeights:
