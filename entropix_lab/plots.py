@@ -1,6 +1,7 @@
 """Data in, matplotlib Axes out; one function to a figure."""
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from .plots_entropy import (
     MARKERS,
@@ -30,32 +31,29 @@ def layer_diff(report):
     fig, axes = _figure(1, 3, figsize=(13.5, 4.6), width_ratios=(1, 1, 1.3))
     axes[1].sharey(axes[0])
     for ax, view, which in zip(axes[:2], ("accumulated", "local"), ("", "local_"), strict=True):
-        median = lambda of, name: np.maximum([getattr(x, name)[0] for x in of], 3e-8)  # 0 has no place on a log axis
+        medians = lambda of, name: np.array([getattr(x, name)[0] or np.nan for x in of])  # no 0 on a log axis
         views = [getattr(row, view) for row in stream]
-        ax.fill_between(layers, median(views, "floor"), median(views, "limit"), color="0.85", label="floor to limit")
-        ax.plot(
-            layers,
-            median(stream, which + "meta_error"),
-            "--",
-            color=BLUE,
-            lw=1.8,
-            label=f"{report.theirs} against float64",
-        )
-        ax.plot(layers, median(stream, which + "our_error"), "-", color=RED, lw=1.8, label="ours against float64")
-        ax.plot(layers, median(views, "error"), ":", color="black", lw=1.8, label=f"ours against {report.theirs}")
+        ax.fill_between(layers, medians(views, "floor"), medians(views, "limit"), color="0.85", label="floor to limit")
+        ours, theirs = medians(stream, which + "our_error"), medians(stream, which + "meta_error")
+        ax.plot(layers, ours, "-", color=RED, lw=2.4, label="ours against float64")
+        ax.plot(layers, theirs, "--", color=BLUE, lw=1.6, label=f"{report.theirs} against float64")
+        error = medians(views, "error")
+        ax.plot(layers, error, ".:", color="black", lw=1.6, ms=4, label=f"ours against {report.theirs}")
         ax.set(yscale="log", xlabel="layer", title=f"Stream after each layer, {view}")
-    axes[0].set(ylabel="relative L2 error, median position")
-    axes[0].legend(loc="best")
+    low, high = np.log10(axes[0].get_ylim())
+    axes[0].set(ylabel="relative L2 error, median position", ylim=(10 ** np.floor(low), 10 ** np.ceil(high)))
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
 
     ax = axes[2]
     grid = np.array([[rows[i, op].op.excess if (i, op) in rows else np.nan for i in layers] for op in OPS])
     shown = np.log10(np.clip(grid, 0.1, 10))
-    image = ax.imshow(shown, aspect="auto", cmap="cividis", vmin=-1, vmax=1, interpolation="nearest")
+    image = ax.imshow(shown, aspect="auto", cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_yticks(range(len(OPS)), [op.split(".")[-1] or "layer output" for op in OPS])
     ax.set(xlabel="layer", title=f"Every op on {report.theirs} own inputs: error in units of its limit")
     ax.grid(False)
     y, x = np.nonzero(grid > 1)
-    ax.plot(x, y, "x", color=RED, ms=6, mew=1.8)
+    ax.plot(x, y, "x", color="black", ms=5, mew=1.4)
     bar = fig.colorbar(image, ax=ax, shrink=0.9, ticks=[-1, 0, 1])
     bar.ax.set_yticklabels(["≤ 0.1", "1", "≥ 10"])
     return axes
@@ -64,7 +62,8 @@ def layer_diff(report):
 @styled
 def fault_table(tables):
     """{dtype: the table that benchmarks/faults.py wrote} as two panels: how many times its limit each fault lies at the
-    first divergence, one marker to a prompt's length. Filled: at the expected tap; a ring: allclose notices nothing."""
+    first divergence, one marker to a prompt's length. Filled: at the expected tap; a ring: allclose notices nothing;
+    the grey zone: as far as the untouched model and the correct variants came."""
     names = sorted({row["name"]: row["what"] for t in tables.values() for row in t["faults"]}.items())
     where = {name: i for i, (name, _) in enumerate(names)}
     fig, axes = _figure(1, len(tables), figsize=(12, 8.5), sharey=True, squeeze=False)
@@ -81,10 +80,13 @@ def fault_table(tables):
             label = "allclose on the logits holds" if i == len(lengths) - 1 else None
             ax.plot(x[hidden], y[hidden], "o", color="black", ms=9, mfc="none", mew=0.8, label=label)
         ax.axvline(1, color="black", lw=1.2)
+        nearest = max(row["excess"] for row in t["clean"] + t["controls"])
+        ax.axvspan(0.1, nearest, color="0.85", label="the untouched model, correct variants")
+        ax.set_xlim(0.3, 2e6)
         ax.set(xscale="log", xlabel="error in units of its limit", title=dtype)
     axes[0, 0].set_yticks(range(len(names)), [f"{what}  {name}" for name, what in names], fontsize=8.5)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    axes[0, 0].legend(loc="lower left", frameon=True)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return axes
 
 
