@@ -130,6 +130,8 @@ def test_what_cannot_be_compared(pair):
         lab.compare(model, reference, TOKENS, replace={"fused": len})
     with pytest.raises(ValueError, match=r"mode must be one of \('prefill', 'cached'\), found 'decode'"):
         lab.compare(model, reference, TOKENS, mode="decode")
+    with pytest.raises(ValueError, match="model.py has no function 'rmsnorm' to replace"):
+        lab.compare(model, reference, TOKENS, replace={"rmsnorm": len})
     with pytest.raises(ValueError, match="mapping of taps, found NoneType"):
         lab.compare(model, None, TOKENS)
     for kept in (torch.zeros(1, 24, 128, dtype=torch.bfloat16), torch.zeros(1, 24, 128, requires_grad=True)):
