@@ -233,8 +233,8 @@ class _Comparison:
                 self.output = _output(*(np.asarray(x["output"])[self.valid] for x in (ours, theirs, truth)))
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         for op in theirs:
-            reads = set((OPS | OUTER_OPS)[op][1])
-            self.found.append(Found.of(name_of(op), views[op], self.valid, self.own_layer, reads <= own))
+            untapped = tuple(read for read in (OPS | OUTER_OPS)[op][1] if read not in own)
+            self.found.append(Found.of(name_of(op), views[op], self.valid, self.own_layer, untapped))
 
 
 @jax.jit

@@ -35,20 +35,20 @@ class Seen(NamedTuple):
 
 class Found(NamedTuple):
     """What is kept of one tap: numbers, no tensors. size: entries of a position; share: of the largest in its norm;
-    own_layer, own_input: whether the local and the op view ran on the other's own values."""
+    own_layer: whether the local view ran on the other's own values; untapped: which inputs the op view did without."""
 
     tap: str
     size: int
     share: float
     own_layer: bool
-    own_input: bool
+    untapped: tuple[str, ...]
     views: dict[str, Seen]
     max_abs: float
     cosine: float
     worst_position: tuple[int, int]
 
     @classmethod
-    def of(cls, tap, views, valid, own_layer, own_input):
+    def of(cls, tap, views, valid, own_layer, untapped):
         def spread(errors):
             errors = np.asarray(errors, np.float64)[valid]
             return float(np.median(errors)), float(np.max(errors))
@@ -63,7 +63,7 @@ class Found(NamedTuple):
             int(size),
             float(np.max(np.asarray(share)[valid])),
             own_layer,
-            own_input,
+            untapped,
             {view: of_view(*found) for view, found in views.items()},
             float(np.max(np.asarray(max_abs)[valid])),
             float(np.min(np.asarray(cosine)[valid])),
@@ -90,7 +90,7 @@ def rows(found, dtype, metas, positions):
         return np.maximum(floor, _finite(seen.ours)) if with_ours else floor
 
     # where the other's own values are missing, errors do travel, and such a floor is for that tap alone
-    key = lambda f, view: (view, split(f.tap)[1], (f.own_layer if view == "local" else f.own_input) or f.tap)
+    key = lambda f, view: (view, split(f.tap)[1], (f.own_layer if view == "local" else not f.untapped) or f.tap)
     pooled, so_far = {}, {}
     for f in found:
         for view in ("local", "op"):
@@ -107,7 +107,7 @@ def rows(found, dtype, metas, positions):
             f.tap,
             **{v: _view(f, v, floors[v], shares[v], dtype, metas, positions) for v in VIEWS},
             own_layer=f.own_layer,
-            own_input=f.own_input,
+            untapped=f.untapped,
             meta_error=f.views["accumulated"].theirs,
             our_error=f.views["accumulated"].ours,
             local_meta_error=f.views["local"].theirs,
@@ -139,7 +139,7 @@ def _view(found, view, noise, share, dtype, metas, positions):
         limit = (limit[1] if view == "local" else limit[0]), limit[1]
     # Noise that ours alone has is not rounding as the other rounds: a product or a sum in a lower precision, say, which
     # the variants have too. Where errors travel this is asked of Meta's own float32 only.
-    asked = found.own_input if view == "op" else metas and dtype == "float32"
+    asked = not found.untapped if view == "op" else metas and dtype == "float32"
     further = max(seen.ours[0], unit) / max(seen.theirs[0], unit) if asked else 0.0
     excess = max(*(e / at for e, at in zip(seen.error, limit, strict=True)), (further - 1) / (ALIKE[dtype] - 1))
     return View(seen.error, floor, limit, float(excess) if np.isfinite(excess) else float("inf"), further)

@@ -31,16 +31,17 @@ class View:
 
 @dataclass(frozen=True)
 class Row:
-    """One tap. own_layer, own_input: the local and the op view ran on the other model's own values, none is missing.
-    meta_error and our_error are (median, worst) against the float64 truth, accumulated and local; max_abs, cosine (the
-    lowest) and worst_position, a (row, token) pair, are ours against theirs, accumulated."""
+    """One tap. own_layer: the local view ran on the other model's own values. untapped: inputs that the op view could
+    not take from it, named as in OPS; own_input: there are none. meta_error and our_error are (median, worst) against
+    the float64 truth, accumulated and local; max_abs, cosine (the lowest) and worst_position, a (row, token) pair,
+    are ours against theirs, accumulated."""
 
     tap: str
     accumulated: View
     local: View
     op: View
     own_layer: bool
-    own_input: bool
+    untapped: tuple[str, ...]
     meta_error: tuple[float, float]
     our_error: tuple[float, float]
     local_meta_error: tuple[float, float]
@@ -48,6 +49,10 @@ class Row:
     max_abs: float
     cosine: float
     worst_position: tuple[int, int]
+
+    @property
+    def own_input(self) -> bool:
+        return not self.untapped
 
     @property
     def rel_l2(self) -> float:
@@ -169,12 +174,8 @@ class Report:
             f"{where.capitalize()} ours is {amount}",
         ]
         if not row.own_input:
-            tapped = {r.tap for r in self.rows} | {"the tokens"}
-            tapped |= {"the layer's input", "the last layer's output"} if row.own_layer else set()
-            lines.append(
-                f"The error is made here or in what was not tapped: "
-                f"{', '.join(n for n in map(name, reads) if n not in tapped)} and whatever that reads."
-            )
+            untapped = ", ".join(map(name, row.untapped))
+            lines.append(f"The error is made here or in what was not tapped: {untapped} and whatever that reads.")
         elif row.op.excess > 1:
             lines.append("What it reads was the reference's own, so the error is made here.")
         others = [r for r in self.suspects if r is not row]
