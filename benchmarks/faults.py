@@ -22,12 +22,12 @@ import numpy as np
 
 import entropix_lab as lab
 from entropix_lab.faults import CONTROLS, FAULTS
+from entropix_lab.passes import whole_taps
 from entropix_lab.report import ATOL, RTOL, VIEWS
-from entropix_lab.taps import whole_logits
 
 SECTIONS = ("clean", "controls", "sensitivity", "faults")
 LENGTHS = (16, 50, 320)
-# 20 prompts: short ones, paragraphs, and a long one
+# 20 prompts: short ones, paragraphs, and a long one; the untouched model also gets repeated tokens and long runs
 TWENTY = [16] * 15 + [50] * 4 + [320]
 
 
@@ -45,7 +45,10 @@ class Bench:
         return [self.texts[first + i, :n] for i, n in enumerate(TWENTY)]
 
     def clean(self):
-        for tokens in self.prompts(1):
+        words = self.texts[1]
+        repeated = [np.full(200, words[0]), np.tile(words[:2], 50), np.repeat(words[:8], 25)]
+        run = np.concatenate([words[:60], np.full(100, words[60]), words[60:100]])
+        for tokens in [*self.prompts(1), *repeated, run]:
             report = lab.compare(self.model, self.reference, tokens)
             yield self._nearest(report, tokens[None], "none")
 
@@ -58,15 +61,15 @@ class Bench:
                 yield self._nearest(report, tokens, control.name)
 
     def _nearest(self, report, tokens, name):
-        row = max(report.rows, key=lambda r: r.excess)
+        row = max(report.rows, key=lambda r: r.limit_ratio)
         first = report.first_divergence
-        views = {view: max(getattr(r, view).excess for r in report.rows) for view in VIEWS}
+        views = {view: max(getattr(r, view).limit_ratio for r in report.rows) for view in VIEWS}
         return {
             "variant": name,
             "prompts": len(tokens),
             "tokens": tokens.shape[1],
             "found": first.tap if first else "none",
-            "excess": row.excess,
+            "limit_ratio": row.limit_ratio,
             "nearest": row.tap,
             "views": views,
         }
@@ -115,7 +118,7 @@ class Bench:
                 return where is not None and where.tap == tap
 
             def noticed(by, change=change):
-                return not np.allclose(whole_logits(change(by), tokens), meta, rtol=RTOL, atol=ATOL)
+                return not np.allclose(whole_taps(change(by), tokens)[0]["output"], meta, rtol=RTOL, atol=ATOL)
 
             yield {"change": kind, "tap": tap, "named_from": smallest(named), "allclose_from": smallest(noticed)}
 

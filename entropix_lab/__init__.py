@@ -17,11 +17,12 @@ from . import (
     weights,
 )
 from .checkpoint import load_config
-from .compare import compare, compare_greedy
+from .compare import compare
 from .config import CheckpointError, LlamaConfig
 from .entropy import entropy_varentropy
 from .forks import branch
 from .generate import Generation, chat, generate
+from .greedy import compare_greedy
 from .model import KVCache, xfmr, xfmr_with_taps
 from .reference import Reference, get_local_llama_logits, load_reference
 from .report import Report

@@ -7,7 +7,7 @@ our forward (taps.VARIANTS) are run in the same view on the same tokens, and the
 the floor. A float64 run of ours, the truth, says how far either model is from what both would compute without rounding.
 """
 
-import math
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,28 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import verdict
-from .generate import generate, prompt_rows
-from .limits import Found, rows
-from .model import KVCache, at_least_float32, check_inputs
+from .generate import prompt_rows
+from .limits import Found, Seen, rows
+from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
+from .model import EXACT, KVCache, at_least_float32, check_inputs
+from .passes import AS_IT_IS, INNOCENT, VARIANTS, Pass, Programs, Truth, patched, whole_taps
 from .reference import Reference, load_reference
-from .report import ATOL, RTOL, VIEWS, Decoded, Greedy, Output, Report
-from .taps import (
-    EXACT,
-    OPS,
-    OURS,
-    OUTER_OPS,
-    TRUTH,
-    VARIANTS,
-    Pass,
-    full_name,
-    over,
-    relative_error,
-    tap_names,
-    tap_shape,
-    whole_logits,
-)
+from .report import VIEWS, Report
+from .taps import OPS, OUTER_OPS, full_name, tap_names, tap_shape
+from .weights import LayerWeights, unfused
 
 MODES = ("prefill", "cached")
+# What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
+SHOWN = ("attention.xk_rope", "attention.wv", "")
 
 
 def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
@@ -48,12 +39,21 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     prompts: text, token ids [T] or [B,T], or a list of texts or rows of ids of different lengths, which are padded on
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
     ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function} to
-    stand for functions of model.py in ours, in the truth and in the variants alike: another formula, or a bug on trial.
-    Like those they return the dtype of what they are given, also where that is float64.
+    stand for functions of model.py in ours alone: another formula, or a bug on trial. The floor and the truth keep the
+    originals.
 
-    Memory is that of the two models, one layer's taps of six runs, and their logits. Raises ValueError where the two
-    cannot be compared.
+    Memory is that of the two models, one layer's taps of seven runs, the stream after every layer, and their logits.
+    Raises ValueError where the two cannot be compared.
     """
+    if not isinstance(replace or {}, Mapping):
+        raise ValueError(f"replace: expected a dict of {{name: function}} of model.py, found {type(replace).__name__}")
+    programs = Programs(tuple((replace or {}).items())) if replace or patched() else INNOCENT
+    return compare_programs(model, reference, prompts, mode, programs)
+
+
+def compare_programs(model, reference, prompts, mode, programs) -> Report:
+    """compare, with functions or compiler options on trial inside programs: what is traced once serves all prompts of
+    one shape."""
     tokens, valid = _padded(model, prompts)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
@@ -63,48 +63,36 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
         raise ValueError(f"mode='cached' needs rows of at least 5 tokens, the shortest has {valid.sum(1).min()}")
     metas = not isinstance(reference, Mapping)
     if metas:
-        reference = _reference_for(model, reference, *tokens.shape)
-    check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
-    work = _Comparison(model, tokens, valid, mode, tuple(sorted((replace or {}).items())))
-    if not metas:
-        expected = tap_names(model.config.n_layers)
-        if unknown := sorted(set(reference) - set(expected)):
-            raise ValueError(
-                f"unknown taps {unknown[:5]}: expected names as in entropix_lab.taps, like {expected[1:4]}"
-            )
-        if not set(reference):
-            raise ValueError("the reference has no taps")
-        for name in expected:
-            work.take(name, reference.get(name))
+        reference = reference_for(model, reference, *tokens.shape)
     else:
+        reference = _mapping(model, reference)
+    check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
+    work = _Comparison(model, tokens, valid, mode, programs)
+    if metas:
         reference.taps(tokens, sink=work.take)
-    taps = tuple(rows(work.found, model.dtype, metas, int(valid.sum())))
+    else:
+        for name in tap_names(model.config.n_layers):
+            work.take(name, reference.get(name))
+    taps = tuple(rows(work.found, model.dtype, metas, work.samples))
     where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
-    return Report(model.name, model.dtype, taps, work.output, where, "Meta's" if metas else "the reference's")
+    expected, theirs = len(tap_names(model.config.n_layers)), "Meta's" if metas else "the reference's"
+    return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
 
 
-def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> Greedy:
-    """Free-running greedy decoding of each prompt by both models, token for token.
-
-    reference: a Reference of the same checkpoint and dtype, or a folder or name to load one from. options are
-    generate's, without a sampler. The first token that differs is reported with the margin between the two likeliest
-    logits: within rounding it is a tie, and no failure. Raises ValueError where the two cannot be compared.
-    """
-    if "sampler" in options:
-        raise ValueError("compare_greedy has no sampler: Meta's model decodes greedily")
-    longest = max(map(len, prompt_rows(model, prompts)), default=0)
-    reference = _reference_for(model, reference, 1, longest + max_new_tokens)
-    ours = generate(model, prompts, max_new_tokens, **({"stop": ()} | options))
-    theirs = [reference.greedy(g.prompt_tokens, len(g.tokens)) for g in ours]
-    rows = []
-    for g, other in zip(ours, theirs, strict=True):
-        differ = np.flatnonzero(g.tokens != other)
-        where = (int(i := differ[0]), float(g.margins[i]), bool(i in g.ties)) if differ.size else ()
-        rows.append(Decoded(len(g.tokens), *where))
-    return Greedy(model.name, model.dtype, tuple(rows))
+def _mapping(model, taps) -> dict:
+    """Another implementation's taps by name, without those that are None. Raises ValueError for unknown names."""
+    expected = tap_names(model.config.n_layers)
+    if unknown := sorted(map(repr, set(taps) - set(expected))):
+        raise ValueError(
+            f"unknown taps [{', '.join(unknown[:5])}]: expected names as in entropix_lab.taps, like {expected[1:4]}"
+        )
+    taps = {name: x for name in expected if (x := taps.get(name)) is not None}
+    if not taps:
+        raise ValueError("the reference has no taps")
+    return taps
 
 
-def _reference_for(model, reference, rows, length) -> Reference:
+def reference_for(model, reference, rows, length) -> Reference:
     """The Reference, loaded with room for rows of a length where it is a path. Raises ValueError if it is not one of
     the same model: what its weights and its RoPE are made of may differ, that is for the comparison to find."""
     if model.config.use_scaled_rope and model.config.rope_scaling_factor != 8:
@@ -127,13 +115,22 @@ def _reference_for(model, reference, rows, length) -> Reference:
 class _Comparison:
     """Takes the other implementation's taps one by one, in the order of execution, and compares layer by layer."""
 
-    def __init__(self, model, tokens, valid, mode, replace):
-        self.model, self.tokens, self.valid, self.replace, self.mode = model, tokens, valid, replace, mode
-        self.found, self.output, self.layer, self.group = [], None, 0, {}
+    def __init__(self, model, tokens, valid, mode, programs):
+        self.model, self.tokens, self.valid = model, tokens, valid
+        self.samples = Samples(tokens, valid)
+        self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
         self.own_layer = True  # whether the local view's next input is the other's own
-        self.plan = _cached_plan(valid) if mode == "cached" else None
-        self.runs = {v.name: Pass(model.config, tokens.shape, v, replace, self.plan) for v in (OURS, TRUTH, *VARIANTS)}
+        plan = _cached_plan(valid) if mode == "cached" else None
+        run = lambda variant=AS_IT_IS, **options: Pass(model.config, tokens.shape, variant, plan=plan, **options)
+        self.truth, self.runs = Truth(model.config), {"ours": run(programs=programs, stranger=True)}
+        self.runs |= {v.name: run(v) for v in VARIANTS}
+        # what is on trial must not be its own judge; where nothing is, ours is the run as it is
+        ordinary = programs is INNOCENT and all(type(w) is LayerWeights for w in model.weights.layer_weights)
+        self.plain = "ours" if ordinary else "plain"
+        self.runs |= {} if ordinary else {"plain": run()}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
+        with self._stating("whole"):
+            self.whole, self.whole_cache = _whole(model, tokens, programs, plan)
 
     def take(self, name, value):
         """value: an array, or None where the other implementation does not have this tap."""
@@ -147,11 +144,15 @@ class _Comparison:
             if name == "tok_embeddings":
                 self._embeddings()
             elif name + "." == prefix:
-                self._compare(lambda op: full_name(self.layer, op), self._run_layer)
+                found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
+                truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
+                self.truth_streams = {view: x for view, (x, _) in found.items()}
+                self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
                 self._restart_from("")
                 self.layer += 1
             elif name == "output":
-                self._compare(lambda op: op, self._run_head)
+                truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
+                self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
             else:
                 return
         self.group = {}
@@ -169,15 +170,22 @@ class _Comparison:
             raise ValueError(f"{name}: expected the shape {expected}, the reference has {value.shape}")
         if not jnp.issubdtype(value.dtype, jnp.floating):  # |V2 is what np.load makes of bfloat16
             raise ValueError(f"{name}: expected floats, found {value.dtype}: save taps as float32")
+        if self.model.dtype == "float32" and (low := low_precision(name, value)):
+            raise ValueError(
+                f"{name}: the model is float32, this tap holds {low}: run the other implementation in float32, or load "
+                'the model with dtype="bfloat16"'
+            )
         return value
 
     def _embeddings(self):
         x = self.model.weights.tok_embeddings[self.tokens]
-        for who in self.runs:
-            with jax.enable_x64(True):
-                start = x.astype(jnp.float64) if who == "truth" else x
-            self.streams |= {(view, who): start for view in VIEWS}
-        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]})
+        self.streams = {(view, who): x for view in VIEWS for who in self.runs}
+        self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
+        self.whole_stream = x
+        truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}
+        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]}, truth)
+        if "tok_embeddings" in self.group:
+            self.note = other_tokens(self.model, self.tokens, self.valid, self.group["tok_embeddings"])
         self._restart_from("tok_embeddings")
 
     def _restart_from(self, op):
@@ -185,77 +193,117 @@ class _Comparison:
         self.own_layer = op in self.group
         if self.own_layer:
             for who in self.runs:
-                x = self.streams["local", who]
-                with jax.enable_x64(True):
-                    self.streams["local", who] = self.streams["op", who] = self.group[op].astype(x.dtype)
+                x = self.group[op].astype(self.streams["local", who].dtype)
+                self.streams["local", who] = self.streams["op", who] = x
+            self.truth_streams["local"] = self.truth_streams["op"] = np.asarray(self.group[op], np.float64)
+
+    def _weights(self, who):
+        w = self.model.weights.layer_weights[self.layer]
+        return w if who == "ours" else unfused(w)  # a class of weights may be on trial too
 
     def _run_layer(self, who, view):
-        w = self.model.weights.layer_weights[self.layer]
-        try:
-            x, taps = self.runs[who].layer(w, self.streams[view, who], self.group, view == "op")
-        except TypeError as error:
-            if not self.replace:
-                raise
-            names = ", ".join(name for name, _ in self.replace)
-            raise ValueError(
-                f"with {names} replaced, {who} does not run: a function on trial takes what the one of model.py takes "
-                f"and returns the dtype that it is given ({error})"
-            ) from error
+        with self._stating(who):
+            x, taps = self.runs[who].layer(self._weights(who), self.streams[view, who], self.group, view == "op")
         self.streams[view, who] = x
         return taps
 
+    def _stating(self, who):
+        return contextlib.nullcontext() if self.plain == "ours" else _on_trial(who)
+
     def _run_head(self, who, view):
-        taps = self.runs[who].head(self.model.weights, self.streams[view, who], self.group, view == "op")
+        with self._stating(who):
+            taps = self.runs[who].head(self.model.weights, self.streams[view, who], self.group, view == "op")
         if who == "ours" and view == "accumulated":
             # the forward as it is used, one program: its logits stand for those that went layer by layer
-            taps["output"] = whole_logits(self.model, self.tokens, self.replace, self.plan)
+            taps["output"] = self.whole["output"]
         return taps
 
-    def _compare(self, name_of, run):
-        """Every tap of one group, in one view after the other."""
+    def _compare(self, name_of, run, truths, op_input=None):
+        """Every tap of one group, in one view after the other. truths: {view: taps}; op_input: what the group reads."""
         theirs, views = self.group, {op: {} for op in self.group}
         for view in VIEWS:
             pick = lambda taps: {op: taps[op] for op in theirs}
             ours = pick(run("ours", view))
-            noise = [_errors(pick(run(v.name, view)), ours) for v in VARIANTS]
+            plain = ours if self.plain == "ours" else pick(run("plain", view))
+            for op, x in ours.items():
+                if x.dtype != plain[op].dtype:
+                    raise ValueError(
+                        f"{name_of(op)}: ours is {x.dtype}, expected {plain[op].dtype}: a function on trial must "
+                        "return the dtype that it is given (x.astype(...), at_least_float32)"
+                    )
+            noise, of_output = [], []
+            for v in VARIANTS:
+                other = pick(run(v.name, view))
+                noise.append(errors(other, plain))
+                if view == "accumulated" and "output" in theirs:
+                    of_output.append(np.asarray(other["output"])[self.valid])
             with jax.enable_x64(True):
-                truth = pick(run("truth", view))
-                for op, x in truth.items():
-                    if x.dtype != jnp.float64:
-                        raise ValueError(
-                            f"{name_of(op)}: the truth is {x.dtype}, not float64: a function on trial must return the "
-                            "dtype that it is given (x.astype(...), at_least_float32)"
-                        )
-                our_error, their_error = _errors(ours, truth), _errors(theirs, truth)
-            for op, direct in _direct(ours, theirs).items():
-                views[op][view] = direct, [errors[op] for errors in noise], our_error[op], their_error[op]
-            if view == "accumulated" and "output" in theirs:
-                self.output = _output(*(np.asarray(x["output"])[self.valid] for x in (ours, theirs, truth)))
+                truth = {op: jnp.asarray(truths[view][op], jnp.float64) for op in theirs}
+                ours_off, theirs_off = errors(ours, truth), errors(theirs, truth)
+                plain_off = ours_off if plain is ours else errors(plain, truth)
+            direct = direct_of(ours, theirs)
+            of = self.samples.of
+            for op in theirs:
+                seen = Seen(
+                    of(direct[op].error),
+                    tuple(of(amount[op]) for amount in noise),
+                    of(ours_off[op]),
+                    of(theirs_off[op]),
+                    of(plain_off[op]),
+                    ratios(self.samples, ours_off[op], theirs_off[op]),
+                )
+                views[op][view] = seen
+                if view == "accumulated":
+                    views[op]["direct"] = direct[op]
+            if of_output:
+                pick = lambda taps: np.asarray(taps["output"])[self.valid]
+                self.output = logits_of(pick(ours), pick(theirs), pick(truth), pick(plain), of_output)
+        whole, wide = self._whole_view(), self._wide(op_input, truth)
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
-        for op in theirs:
-            untapped = tuple(read for read in (OPS | OUTER_OPS)[op][1] if read not in own)
-            self.found.append(Found.of(name_of(op), views[op], self.valid, self.own_layer, untapped))
+        gaps = False
+        for op in truths["op"]:  # all of the group's, in their order
+            if op not in theirs:
+                gaps = True
+                continue
+            missing = tuple(read for read in (OPS | OUTER_OPS)[op][1] if read not in own)
+            direct, seen = views[op].pop("direct"), views[op]
+            more = self.own_layer, gaps, missing, whole.get(op), wide.get(op)
+            self.found.append(Found.of(name_of(op), seen, direct, self.valid, *more))
 
+    def _whole_view(self):
+        """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the
+        stream that the former hands to it."""
+        if "tok_embeddings" in self.group:
+            mine, whole = {"tok_embeddings": self.whole_stream}, {"tok_embeddings": self.whole["tok_embeddings"]}
+        elif "" in self.group:
+            before = self.whole[full_name(self.layer - 1, "") if self.layer else "tok_embeddings"]
+            run = self.runs["ours"]
+            after, _ = run.layer(self._weights("ours"), before, {}, False)
+            mine = dict(zip(SHOWN, (*run.cache, after), strict=True))
+            cached = self.whole_cache.k[self.layer], self.whole_cache.v[self.layer]
+            whole = dict(zip(SHOWN, (*cached, self.whole[full_name(self.layer, "")]), strict=True))
+        elif "output" in self.group:
+            before = self.whole[full_name(self.layer - 1, "")]
+            mine = self.runs["ours"].head(self.model.weights, before, {}, False)
+            whole = {op: self.whole[op] for op in mine}
+        else:
+            return {}
+        return {op: self.samples.of(e) for op, e in errors(whole, mine).items()}
 
-@jax.jit
-def _errors(x, y):
-    return {op: relative_error(op, x[op], y[op]) for op in x}
-
-
-@jax.jit
-def _direct(ours, theirs):
-    """{op: (relative error [B,T], largest absolute difference [B,T], cosine [B,T], largest entry's share [B,T])}."""
-
-    def one(op, x, y):
-        masked = op.endswith(".scores")
-        x, y = (jnp.where(masked & jnp.isneginf(z), 0, at_least_float32(z)) for z in (x, y))
-        axes = over(op, y)
-        size = lambda z: jnp.sqrt(jnp.sum(z * z, axes))
-        share = jnp.max(jnp.abs(y), axes) / jnp.maximum(size(y), jnp.finfo(y.dtype).tiny)
-        cosine = jnp.sum(x * y, axes) / jnp.maximum(size(x) * size(y), jnp.finfo(y.dtype).tiny)
-        return jnp.max(jnp.abs(x - y), axes), cosine, share, math.prod(y.shape[a] for a in axes)
-
-    return {op: (relative_error(op, x, theirs[op]), *one(op, x, theirs[op])) for op, x in ours.items()}
+    def _wide(self, x, truth):
+        """{op: (median, worst)} of a bfloat16 model in float32 beside the truth, both on the other's own inputs."""
+        if self.model.dtype == "float32" or not self.group.keys() & {"", "output"}:
+            return {}
+        run, x = Pass(self.model.config, self.tokens.shape), jnp.asarray(x, jnp.float32)
+        wide = lambda weights: jax.tree.map(at_least_float32, weights)
+        if "" in self.group:
+            _, taps = run.layer(wide(self._weights("plain")), x, self.group, True)
+        else:
+            small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
+            taps = run.head(wide(small), x, self.group, True)
+        with jax.enable_x64(True):
+            found = errors({op: taps[op] for op in self.group}, truth)
+        return {op: self.samples.of(e) for op, e in found.items()}
 
 
 def _cached_plan(valid):
@@ -281,19 +329,25 @@ def _padded(model, prompts):
     return tokens, valid
 
 
-def _output(ours, meta, truth) -> Output:
-    log_p, log_q = (jax.nn.log_softmax(np.asarray(x, np.float32), axis=-1) for x in (meta, ours))
-    kl = np.asarray(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
-    (_, ours_first), (best, metas_first) = (map(np.asarray, jax.lax.top_k(x, 5)) for x in (ours, meta))
-    differ = ours_first[:, 0] != metas_first[:, 0]
-    overlap = (ours_first[:, :, None] == metas_first[:, None]).any(-1)
-    return Output(
-        allclose=bool(np.allclose(ours, meta, rtol=RTOL, atol=ATOL)),
-        meta_allclose_to_truth=bool(np.allclose(meta, truth, rtol=RTOL, atol=ATOL)),
-        positions=int(differ.size),
-        argmax_equal=int((~differ).sum()),
-        margins_where_different=tuple(float(m) for m in (best[:, 0] - best[:, 1])[differ]),
-        kl_mean=float(kl.mean()),
-        kl_max=float(kl.max()),
-        top5_overlap=float(np.mean(overlap)),
-    )
+def _whole(model, tokens, programs, plan):
+    """(taps, cache) of the forward as it is used (taps.whole_taps). A single row has a stranger beside it, from which
+    nothing may leak."""
+    B, T = tokens.shape
+    if B > 1:
+        return whole_taps(model, tokens, programs, plan)
+    stranger = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, T), np.int32)
+    both = [(np.tile(start, 2), length) for start, length in plan] if plan else None
+    found = whole_taps(model, np.concatenate([tokens, stranger]), programs, both)
+    return jax.tree.map(lambda x: x[:1], found)
+
+
+@contextlib.contextmanager
+def _on_trial(who):
+    """Errors of what is on trial, in words."""
+    try:
+        yield
+    except (TypeError, RecursionError) as error:
+        raise ValueError(
+            f"with functions of model.py replaced, {who} does not run: a function on trial takes what the one of "
+            f"model.py takes and returns the dtype that it is given ({error})"
+        ) from error

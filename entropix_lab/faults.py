@@ -14,24 +14,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .compare import compare
-from .model import apply_rotary_emb, at_least_float32, attend, positions_and_mask, rms_norm, write_rows
+from .compare import compare_programs
+from .model import (
+    apply_rotary_emb,
+    at_least_float32,
+    attend,
+    head,
+    positions_and_mask,
+    rms_norm,
+    softmax,
+    transformer,
+    write_rows,
+)
+from .passes import INNOCENT, Programs, replaced
 from .report import VIEWS, Report
 from .rope import precompute_freqs_cis
-from .taps import forget_programs
-from .weights import linear
+from .weights import LayerWeights, linear
 
 
 class Finding(NamedTuple):
     """expected and found: taps ("none" where there is no divergence); views: those in which the tap found is beyond its
-    limit, excess: how many times, the furthest. allclose, argmax flips and the largest KL (nats) are of the logits."""
+    limit, limit_ratio: how many times, the furthest. allclose, flips of the argmax and the largest KL (nats) are of the
+    logits."""
 
     name: str
     what: str
     expected: str
     found: str
     views: tuple[str, ...]
-    excess: float
+    limit_ratio: float
     allclose: bool
     flips: int
     kl_max: float
@@ -39,7 +50,9 @@ class Finding(NamedTuple):
 
 class Fault(NamedTuple):
     """A named change. change: Model -> Model; replace: functions of model.py, or config -> those; tap: the first value
-    that must differ; needs: what a checkpoint or dtype must have for the fault to exist there; seen: where it was."""
+    that must differ; needs: what a checkpoint or dtype must have for the fault to exist there; seen: where it was;
+    tokens and theirs, of controls: the ids [B,T] that are compared, given a prompt's, and what they are compared with,
+    given the reference and these ids."""
 
     name: str
     what: str
@@ -49,6 +62,8 @@ class Fault(NamedTuple):
     mode: str = "prefill"
     needs: str = ""
     seen: str = ""
+    tokens: Callable | None = None
+    theirs: Callable | None = None
 
     def compare(self, model, reference, prompts) -> Report:
         """The Report of model with this fault in it: first_divergence.tap should be self.first_tap(model)."""
@@ -57,13 +72,11 @@ class Fault(NamedTuple):
     def reports(self, model, reference, prompts_of_each):
         """A Report for each prompt: those of one length share their compiled programs."""
         replace = self.replace(model.config) if callable(self.replace) else self.replace
-        changed_model = self.change(model)
-        try:
-            for prompts in prompts_of_each:
-                yield compare(changed_model, reference, prompts, self.mode, replace)
-        finally:
-            if replace:
-                forget_programs()
+        changed_model, programs = self.change(model), Programs(tuple(replace.items())) if replace else INNOCENT
+        for prompts in prompts_of_each:
+            prompts = self.tokens(model.encode(prompts)) if self.tokens else prompts
+            other = self.theirs(reference, model.encode(prompts)) if self.theirs else reference
+            yield compare_programs(changed_model, other, prompts, self.mode, programs)
 
     def first_tap(self, model) -> str:
         """The first value that this fault changes in this model."""
@@ -72,14 +85,14 @@ class Fault(NamedTuple):
     def finding(self, model, report) -> "Finding":
         """What a report of this fault says, and what the logits alone would have said."""
         row, out = report.first_divergence, report.output
-        views = [view for view in VIEWS if row and getattr(row, view).excess > 1]
+        views = [view for view in VIEWS if row and getattr(row, view).limit_ratio > 1]
         return Finding(
             self.name,
             self.what,
             self.first_tap(model),
             row.tap if row else "none",
             tuple(views),
-            row.excess if row else max(r.excess for r in report.rows),
+            row.limit_ratio if row else max(r.limit_ratio for r in report.rows),
             out.allclose,
             out.positions - out.argmax_equal,
             out.kl_max,
@@ -126,6 +139,73 @@ def _partial_sums_rounded(x, w):
     """Sums cut into four, whose parts meet in x's dtype."""
     a, b, c, d = (linear(*part) for part in zip(jnp.split(x, 4, -1), jnp.split(w, 4, -1), strict=True))
     return a + b + c + d
+
+
+def _in_single_steps(product):
+    """A product that only a step of one token takes."""
+    return lambda x, w: product(x, w) if x.shape[1] == 1 else linear(x, w)
+
+
+def _products_in_bfloat16(x, w):
+    return linear(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)).astype(x.dtype)
+
+
+def _tf32_from_the_middle_on(x, w):
+    half = x.shape[1] // 2
+    return jnp.concatenate([linear(x[:, :half], w), _products_in_tf32(x[:, half:], w)], 1)
+
+
+class _LayerInTF32(LayerWeights):
+    def qkv(self, x):
+        return tuple(_products_in_tf32(x, w) for w in (self.wq, self.wk, self.wv))
+
+    def gate_up(self, x):
+        return _products_in_tf32(x, self.w1), _products_in_tf32(x, self.w3)
+
+
+def _first_w2_and_a_noisy_layer(weights):
+    layers, i = list(weights.layer_weights), len(weights.layer_weights) // 2
+    layers[0], layers[i] = layers[0]._replace(w2=layers[0].w2 * (1 + 2e-4)), _LayerInTF32(*layers[i])
+    return tuple(layers)
+
+
+def _with_dropout(config):
+    """Another mask for every program, as a generator's state at tracing gives it."""
+    masks = np.random.default_rng(0)
+
+    def dropout(scores):
+        probs = softmax(scores)
+        return probs * jnp.asarray((masks.random(probs.shape[1:]) > 0.1) / 0.9, probs.dtype)
+
+    return {"softmax": dropout}
+
+
+def _embeddings_scaled(weights, *args):
+    return transformer(weights._replace(tok_embeddings=weights.tok_embeddings * 1.01), *args)
+
+
+def _loop_with_a_bfloat16_table(*args):
+    with replaced([("precompute_freqs_cis", _table_in_bfloat16)]):
+        return transformer(*args)
+
+
+def _key_caches_swapped(*args):
+    x, cache = transformer(*args)
+    k, i = list(cache.k), len(cache.k) // 2
+    k[0], k[i] = k[i], k[0]
+    return x, cache._replace(k=tuple(k))
+
+
+def _one_logit(weights, config, x, tap):
+    return head(
+        weights, config, x, lambda name, z: tap(name, z.at[..., 198 % z.shape[-1]].add(20) if name == "output" else z)
+    )
+
+
+def _rms_norm_over_the_batch(x, weight, eps):
+    x32 = at_least_float32(x)
+    mean = jnp.mean(x32 * x32, (0, -1), keepdims=True)
+    return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
 
 
 def _permute_as_hugging_face(w, heads):
@@ -279,6 +359,26 @@ FAULTS = (
     Fault("F34", "products in TF32", "layers.0.attention.wq", replace={"linear": _products_in_tf32}, needs="float32"),
     Fault("F35", "partial sums of products in bfloat16", "layers.0.attention.wq",
           replace={"linear": _partial_sums_rounded}, needs="bfloat16"),
+    Fault("F36", "products in TF32 in steps of one token", "layers.0.attention.wq",
+          replace={"linear": _in_single_steps(_products_in_tf32)}, mode="cached", needs="float32"),
+    Fault("F37", "products in TF32 from the middle of the text on", "layers.0.attention.wq",
+          replace={"linear": _tf32_from_the_middle_on}, needs="float32"),
+    Fault("F38", "products in bfloat16 in steps of one token", "layers.0.attention.wq",
+          replace={"linear": _in_single_steps(_products_in_bfloat16)}, mode="cached", needs="float32"),
+    Fault("F39", "partial sums in bfloat16 in steps of one token", "layers.0.attention.wq",
+          replace={"linear": _in_single_steps(_partial_sums_rounded)}, mode="cached", needs="bfloat16"),
+    Fault("F40", "dropout left on", "layers.0.attention.probs", replace=_with_dropout),
+    Fault("F41", "embeddings scaled in the loop over the layers", "tok_embeddings",
+          replace={"transformer": _embeddings_scaled}),
+    Fault("F42", "RoPE table in bfloat16 in the loop over the layers", "layers.0.attention.xk_rope",
+          replace={"transformer": _loop_with_a_bfloat16_table}),
+    Fault("F43", "the key caches of two layers swapped", "layers.0.attention.xk_rope",
+          replace={"transformer": _key_caches_swapped}, mode="cached"),
+    Fault("F44", "one logit of the vocabulary 20 too high", "output", replace={"head": _one_logit}),
+    Fault("F45", "w2 of layer 0 times 1.0002, and a later layer in TF32", "layers.0.feed_forward.w2",
+          _weights(layer_weights=_first_w2_and_a_noisy_layer), needs="float32"),
+    Fault("F46", "RMSNorm averages over the batch", "layers.0.attention_norm",
+          replace={"rms_norm": _rms_norm_over_the_batch}),
 )  # fmt: skip
 
 
@@ -326,6 +426,57 @@ def _silu_by_tanh(x):
     return (half * (1 + jnp.tanh(half))).astype(x.dtype)
 
 
+def _rms_norm_one_by_one(x, weight, eps):
+    x32 = at_least_float32(x)
+    add = lambda total, column: (total + column * column, None)
+    total, _ = jax.lax.scan(add, jnp.zeros(x.shape[:-1], x32.dtype), jnp.moveaxis(x32, -1, 0))
+    mean = total[..., None] / x.shape[-1]
+    return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
+
+
+def _masked_with(lowest):
+    def masked(xq, keys, values, live, tap):
+        return attend(xq, keys, values, live, lambda name, x: tap(name, jnp.maximum(x, lowest(x))))
+
+    return masked
+
+
+def _one_token_many_times(tokens):
+    return np.full((1, 200), tokens[0, 0], tokens.dtype)
+
+
+def _a_long_run(tokens):
+    """A text in whose middle one token stands as often as all others together."""
+    row, half = tokens[0], tokens.shape[1] // 2
+    return np.concatenate([row[:half], np.full(len(row), row[half]), row[half:]])[None]
+
+
+def _logits_alone(reference, tokens):
+    return {"output": reference.taps(tokens)["output"]}
+
+
+def _with_fused_attention(reference, tokens):
+    """Meta's model with torch's scaled_dot_product_attention: in bfloat16 it leaves roundings out."""
+    from llama_models.llama3 import model as meta
+
+    def forward(self, x, start_pos, freqs_cis, mask):
+        split = lambda z, heads: z.view(*x.shape[:2], heads, self.head_dim)
+        q, k = meta.apply_rotary_emb(
+            split(self.wq(x), self.n_local_heads), split(self.wk(x), self.n_local_kv_heads), freqs_cis=freqs_cis
+        )
+        k, v = (meta.repeat_kv(z, self.n_rep) for z in (k, split(self.wv(x), self.n_local_kv_heads)))
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+        out = meta.F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.wo(out.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+    before = meta.Attention.forward
+    meta.Attention.forward = forward
+    try:
+        return dict(reference.taps(tokens))
+    finally:
+        meta.Attention.forward = before
+
+
 CONTROLS = (
     Fault("C01", "keys and values repeated for each query head", "", replace={"attend": _repeated}),
     Fault("C02", "RoPE as complex numbers", "", replace={"apply_rotary_emb": _rope_as_complex}),
@@ -337,4 +488,11 @@ CONTROLS = (
     Fault("C08", "SiLU by tanh", "", replace={"silu": _silu_by_tanh}),
     Fault("C09", "the weights that generation uses", "", lambda m: changed(m, weights=m.decode_weights)),
     Fault("C10", "a prompt, a piece and single tokens through the cache", "", mode="cached"),
+    Fault("C11", "RMSNorm's squares added one by one", "", replace={"rms_norm": _rms_norm_one_by_one}),
+    Fault("C12", "a mask of -1e9", "", replace={"attend": _masked_with(lambda x: -1e9)}),
+    Fault("C13", "a mask of the lowest number", "", replace={"attend": _masked_with(lambda x: jnp.finfo(x.dtype).min)}),
+    Fault("C14", "one token two hundred times", "", tokens=_one_token_many_times),
+    Fault("C15", "a long run of one token in a text", "", tokens=_a_long_run),
+    Fault("C16", "the logits alone", "", theirs=_logits_alone),
+    Fault("C17", "Meta's model with torch's fused attention", "", theirs=_with_fused_attention),
 )  # fmt: skip

@@ -13,9 +13,8 @@ import numpy as np
 
 from .draw import likeliest
 from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
-from .model import KVCache, head, no_tap, transformer
+from .model import EXACT, KVCache, head, no_tap, transformer
 from .samplers import greedy
-from .taps import EXACT
 from .trace import Trace, new_trace
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.

@@ -15,6 +15,10 @@ import numpy as np
 from .rope import apply_rotary_emb, precompute_freqs_cis
 from .weights import linear
 
+# For jit's compiler_options: XLA may keep more precision between fused operations than the dtype has, which hides
+# bfloat16's roundings.
+EXACT = {"xla_allow_excess_precision": False}
+
 
 class KVCache(NamedTuple):
     """Rotated keys and values: n_layers arrays [B,S,K,H] each. Slots not yet written may hold anything finite."""

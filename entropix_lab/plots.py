@@ -46,7 +46,7 @@ def layer_diff(report):
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=4)
 
     ax = axes[2]
-    grid = np.array([[rows[i, op].op.excess if (i, op) in rows else np.nan for i in layers] for op in OPS])
+    grid = np.array([[rows[i, op].op.limit_ratio if (i, op) in rows else np.nan for i in layers] for op in OPS])
     shown = np.log10(np.clip(grid, 0.1, 10))
     image = ax.imshow(shown, aspect="auto", cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.set_yticks(range(len(OPS)), [op.split(".")[-1] or "layer output" for op in OPS])
@@ -71,7 +71,7 @@ def fault_table(tables):
     for ax, (dtype, t) in zip(axes[0], tables.items(), strict=True):
         for i, (length, colour, marker) in enumerate(zip(lengths, COLOURS, "o^D", strict=False)):
             rows = [row for row in t["faults"] if row["tokens"] == length]
-            x = np.array([1e6 if row["excess"] is None else min(row["excess"], 1e6) for row in rows])
+            x = np.array([1e6 if row["limit_ratio"] is None else min(row["limit_ratio"], 1e6) for row in rows])
             y = np.array([where[row["name"]] for row in rows]) + 0.25 * (i - (len(lengths) - 1) / 2)
             right = np.array([row["found"] == row["expected"] for row in rows], bool)
             hidden = np.array([row["allclose"] for row in rows], bool)
@@ -80,7 +80,7 @@ def fault_table(tables):
             label = "allclose on the logits holds" if i == len(lengths) - 1 else None
             ax.plot(x[hidden], y[hidden], "o", color="black", ms=9, mfc="none", mew=0.8, label=label)
         ax.axvline(1, color="black", lw=1.2)
-        nearest = max(row["excess"] for row in t["clean"] + t["controls"])
+        nearest = max(row["limit_ratio"] for row in t["clean"] + t["controls"])
         ax.axvspan(0.1, nearest, color="0.85", label="the untouched model, correct variants")
         ax.set_xlim(0.3, 2e6)
         ax.set(xscale="log", xlabel="error in units of its limit", title=dtype)

@@ -1,7 +1,6 @@
 """What a comparison found: a row for every tap, the first divergence in words, and one line of verdict."""
 
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,32 +15,38 @@ VIEWS = ("accumulated", "local", "op")
 class View:
     """One tap in one view, ours against theirs: relative L2 errors of the positions, as (median, worst).
 
-    floor: what rounding was seen to do: the noise of correct variants and our own distance from float64, of an
-    operation in any layer. limit: what is still taken for rounding, a few times the floor. further: how many times
-    further from float64 than the other ours is at the median position, 0 where that is not asked. excess: the error in
-    units of the limit, or what further has above 1 in units of what is allowed, the largest; above 1 it is no rounding.
+    floor: what rounding was seen to do. limit: what is still taken for rounding, a few times the floor. error_ratio:
+    how many times further from float64 ours is than the other, at the (median, worst) position; 0 where that is not
+    asked. limit_ratio: the error in units of the limit, or error_ratio in units of what it may be, the larger; above 1
+    it is no rounding.
     """
 
     error: tuple[float, float]
     floor: tuple[float, float]
     limit: tuple[float, float]
-    excess: float
-    further: float = 0.0
+    limit_ratio: float
+    error_ratio: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One tap. own_layer: the local view ran on the other model's own values. untapped: inputs that the op view could
-    not take from it, named as in OPS; own_input: there are none. meta_error and our_error are (median, worst) against
-    the float64 truth, accumulated and local; max_abs, cosine (the lowest) and worst_position, a (row, token) pair,
-    are ours against theirs, accumulated."""
+    """One tap, in three views and, where the forward as it is used shows it, that beside its layers one by one (whole).
+
+    own_layer: the local view ran on the other model's own values. missing_inputs: inputs that the op view could not
+    take from it, named as in OPS. truth_ratio: how far both models lie from the float64 truth in units of what they
+    may; above 1 the truth is wrong. meta_error and our_error are (median, worst) against the truth, accumulated and
+    local; max_abs, cosine (the lowest) and worst_position, a (row, token) pair, are ours against theirs, accumulated.
+    nan: whose values are no numbers.
+    """
 
     tap: str
     accumulated: View
     local: View
     op: View
+    whole: View | None
     own_layer: bool
-    untapped: tuple[str, ...]
+    missing_inputs: tuple[str, ...]
+    truth_ratio: float
     meta_error: tuple[float, float]
     our_error: tuple[float, float]
     local_meta_error: tuple[float, float]
@@ -49,10 +54,11 @@ class Row:
     max_abs: float
     cosine: float
     worst_position: tuple[int, int]
+    nan: str
 
     @property
     def own_input(self) -> bool:
-        return not self.untapped
+        return not self.missing_inputs
 
     @property
     def rel_l2(self) -> float:
@@ -64,33 +70,53 @@ class Row:
         return self.accumulated.error[1]
 
     @property
-    def excess(self) -> float:
-        """The largest of the three views' errors in units of its limit."""
-        return max(self.accumulated.excess, self.local.excess, self.op.excess)
+    def limit_ratio(self) -> float:
+        """The largest of the views' errors in units of its limit."""
+        views = (self.accumulated, self.local, self.op, self.whole)
+        return max(view.limit_ratio for view in views if view)
 
     @property
     def within_rounding(self) -> bool:
-        return self.excess <= 1
+        return self.limit_ratio <= 1
+
+
+# An argmax may differ where the margin is within this many times the noise of its two logits; the KL divergence of the
+# worst position may be this many times that of correct variants, as the square of the factor for errors.
+MARGIN, KL = 3, 36
 
 
 @dataclass(frozen=True)
 class Output:
-    """The logits, ours against Meta's: the task's allclose, argmax agreement, KL(Meta || ours) in nats, overlap of the
-    five likeliest tokens, and Meta's top-1 margin at every position where the argmax differs."""
+    """The logits, ours against Meta's: the task's allclose, argmax agreement, KL(Meta || ours) in nats with the largest
+    of correct variants (kl_floor), overlap of the five likeliest tokens; and wherever the argmax differs Meta's margin
+    between the two tokens with what rounding does to their difference."""
 
     allclose: bool
     meta_allclose_to_truth: bool
     positions: int
     argmax_equal: int
     margins_where_different: tuple[float, ...]
+    noise_where_different: tuple[float, ...]
     kl_mean: float
     kl_max: float
+    kl_floor: float
     top5_overlap: float
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """In words, what of the distribution is no rounding."""
+        pairs = zip(self.margins_where_different, self.noise_where_different, strict=True)
+        wide = [margin for margin, noise in pairs if not margin <= MARGIN * noise]
+        words = (f"{len(wide)} argmaxes differ by more than rounding (margin {max(wide):.2g})",) if wide else ()
+        if not self.kl_max <= KL * self.kl_floor + 1e-9:
+            words += (f"KL is {self.kl_max:.1e} nats where correct variants have {self.kl_floor:.1e}",)
+        return words
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What compare returns. theirs: whose taps ours were compared with, in the possessive."""
+    """What compare returns. theirs: whose taps ours were compared with, in the possessive; expected: how many taps a
+    complete comparison has; note: what is known of the tokens."""
 
     name: str
     dtype: str
@@ -98,6 +124,8 @@ class Report:
     output: Output | None
     environment: str
     theirs: str = "Meta's"
+    expected: int = 0
+    note: str = ""
 
     @property
     def first_divergence(self) -> Row | None:
@@ -109,24 +137,30 @@ class Report:
         """The operations that differ by more than rounding on the other model's own inputs, the furthest first: where
         several are wrong at once, all of them are here, and none that only inherits an error. Operations with an input
         that has no tap are left out."""
-        wrong = [row for row in self.rows if row.own_input and row.op.excess > 1]
-        return tuple(sorted(wrong, key=lambda row: -row.op.excess))
+        wrong = [row for row in self.rows if row.own_input and row.op.limit_ratio > 1]
+        return tuple(sorted(wrong, key=lambda row: -row.op.limit_ratio))
+
+    @property
+    def truth_divergence(self) -> Row | None:
+        """The first tap at which both models are far from the float64 truth, which then is wrong there."""
+        return next((row for row in self.rows if row.truth_ratio > 1), None)
 
     @property
     def passed(self) -> bool:
-        """No tap differs by more than rounding, the logits included: an argmax that differs is then a tie within it. In
-        float32 the task's allclose holds too (in bfloat16 Meta's own logits miss it against the truth)."""
-        if self.first_divergence is not None or self.output is None:
-            return self.first_divergence is None
+        """The logits were compared, no tap differs by more than rounding, an argmax that differs is a tie within it,
+        and the truth is where both models are. In float32 the task's allclose holds too (in bfloat16 Meta's own logits
+        miss it against the truth)."""
+        if self.first_divergence or self.truth_divergence or self.output is None or self.output.faults:
+            return False
         return self.output.allclose or self.dtype == "bfloat16"
 
     @property
     def verdict(self) -> str:
         """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
         out, yes = self.output, lambda b: "yes" if b else "no"
-        claims = [
-            f"{sum(r.within_rounding for r in self.rows)} of {len(self.rows)} taps within rounding of {self.theirs}"
-        ]
+        within, total = sum(r.within_rounding for r in self.rows), self.expected or len(self.rows)
+        missing = f" ({total - len(self.rows)} were not compared)" if total > len(self.rows) else ""
+        claims = [f"{within} of {total} taps within rounding of {self.theirs}{missing}"]
         if out:
             close = f"allclose(rtol={RTOL:g}, atol={ATOL:g}) {yes(out.allclose)}"
             if self.dtype == "bfloat16":
@@ -134,60 +168,92 @@ class Report:
             claims += [
                 f"logits within a relative {_bound(self['output'].rel_l2_worst)} at all {out.positions} positions",
                 f"argmax equal at {out.argmax_equal}",
+                *out.faults,
                 close,
             ]
+        else:
+            claims.append("the logits were not compared: without output nothing passes")
+        if self.truth_divergence:
+            claims.append(f"the float64 truth is wrong at {self.truth_divergence.tap}")
         where = self.first_divergence
         claims.append("first divergence: " + (where.tap if where else "none"))
         return verdict.line(self.passed, f"{self.name} {self.dtype}", *claims)
 
     def explain(self) -> str:
         """The first divergence in words, and what else is wrong by itself."""
-        row = self.first_divergence
-        if row is None:
-            top = max(self.rows, key=lambda r: r.excess)
-            alone = "" if self.passed else f" Only allclose(rtol={RTOL:g}, atol={ATOL:g}) on the logits fails."
-            return (
-                f"No divergence: all {len(self.rows)} taps are within rounding in all three views. The nearest to its "
-                f"limit is {top.tap}, at {top.excess:.2f} of it.{alone}"
+        row, lines = self.first_divergence, [self.note] if self.note else []
+        if off := self.truth_divergence:
+            lines.append(
+                f"At {off.tap} both models are {off.truth_ratio:.3g} times further from the float64 truth than "
+                "rounding explains: the truth is wrong there, or NumPy's products are. Nothing below can be trusted."
             )
+        if row is None:
+            top = max(self.rows, key=lambda r: r.limit_ratio)
+            lines.append(
+                f"No divergence: all {len(self.rows)} taps are within rounding in all views. The nearest to its limit "
+                f"is {top.tap}, at {top.limit_ratio:.2f} of it."
+            )
+            if self.output is None:
+                lines.append("The logits were not compared: without output nothing passes.")
+            elif self.output.faults:
+                lines.append("Of the logits by themselves: " + "; ".join(self.output.faults) + ".")
+            elif not self.passed and not off:
+                lines.append(f"Only allclose(rtol={RTOL:g}, atol={ATOL:g}) on the logits fails.")
+            return "\n".join(lines)
         layer, op = split(row.tap)
         what, reads = (OPS | OUTER_OPS)[op]
         name = lambda r: full_name(layer, r) if r in OPS else r
+        lines.append(f"First divergence: {row.tap}, {what}; it reads {' and '.join(map(name, reads))}.")
+        lines.append(self._amount(row))
+        if not row.own_input:
+            missing = ", ".join(map(name, row.missing_inputs))
+            lines.append(f"The error is made here or in what was not tapped: {missing} and whatever that reads.")
+        elif row.op.limit_ratio > 1:
+            lines.append("What it reads was the reference's own, so the error is made here.")
+        others = [r for r in self.suspects if r is not row]
+        if others:
+            some = ", ".join(f"{r.tap} ({r.op.limit_ratio:.2g})" for r in others[:5])
+            lines.append(
+                f"{len(others)} more operations differ on the reference's own inputs (times their limit): {some}."
+            )
+        late = sum(r.accumulated.limit_ratio > 1 for r in self.rows)
+        lines.append(
+            f"In a run from the tokens on, {late} of {len(self.rows)} taps are beyond rounding; {row.tap} is furthest "
+            f"at token {row.worst_position[1]} of row {row.worst_position[0]}."
+        )
+        return "\n".join(lines)
+
+    def _amount(self, row) -> str:
+        """How far a row is off, and in which view."""
         anew, whole = "on the reference's own input to this {}", "in a run from the tokens on"
         ways = (
             (row.op, anew.format("operation") if row.own_input else "on those of its inputs that the reference has"),
             (row.local, anew.format("layer") if row.own_layer else whole),
             (row.accumulated, whole),
         )
-        view, where = next((view, where) for view, where in ways if not view.excess <= 1)
+        if row.nan:
+            return f"{row.nan.capitalize()} {'values are' if ' and ' in row.nan else 'has'} NaN there."
+        found = next(((view, where) for view, where in ways if not view.limit_ratio <= 1), None)
+        if found is None:
+            return (
+                "Layer by layer ours is the reference's, but the forward as it is used computes something else: "
+                f"{_amount(row.whole.error)} away from its own layers, where rounding explains "
+                f"{_amount(row.whole.floor)}."
+            )
+        view, where = found
         if row.tap.endswith(".scores") and np.isinf(view.error[1]):
             amount = "masked where the reference's is not, or the reverse: -inf is expected where a slot is not seen."
         elif any(not e <= at for e, at in zip(view.error, view.limit, strict=True)):
             amount = (
                 f"{_amount(view.error)} from the reference's. Rounding explains {_amount(view.floor)}, the limit is "
-                f"{_amount(view.limit)}: {view.excess:.3g} times too much."
+                f"{_amount(view.limit)}: {view.limit_ratio:.3g} times too much."
             )
         else:
-            amount = f"{view.further:.3g} times further from float64 than the reference is."
-        lines = [
-            f"First divergence: {row.tap}, {what}; it reads {' and '.join(map(name, reads))}.",
-            f"{where.capitalize()} ours is {amount}",
-        ]
-        if not row.own_input:
-            untapped = ", ".join(map(name, row.untapped))
-            lines.append(f"The error is made here or in what was not tapped: {untapped} and whatever that reads.")
-        elif row.op.excess > 1:
-            lines.append("What it reads was the reference's own, so the error is made here.")
-        others = [r for r in self.suspects if r is not row]
-        if others:
-            some = ", ".join(f"{r.tap} ({r.op.excess:.2g})" for r in others[:5])
-            lines.append(f"{len(others)} more operations are wrong by themselves, times their limit: {some}.")
-        late = sum(r.accumulated.excess > 1 for r in self.rows)
-        lines.append(
-            f"In a run from the tokens on, {late} of {len(self.rows)} taps are beyond rounding; {row.tap} is furthest "
-            f"at token {row.worst_position[1]} of row {row.worst_position[0]}."
-        )
-        return "\n".join(lines)
+            amount = (
+                f"{view.error_ratio[0]:.3g} times further from float64 than the reference is at the median position, "
+                f"{view.error_ratio[1]:.3g} times at the worst."
+            )
+        return f"{where.capitalize()} ours is {amount}"
 
     def __getitem__(self, tap: str) -> Row:
         row = next((row for row in self.rows if row.tap == tap), None)
@@ -223,7 +289,7 @@ class Report:
                 f"{x:.1e}"
                 for x in (*r.accumulated.error, r.meta_error[0], r.our_error[0], r.local.error[0], r.op.error[0])
             ),
-            f"{r.excess:.2g}",
+            f"{r.limit_ratio:.2g}",
             "yes" if r.within_rounding else "<b>no</b>",
         ]
         titles = (
@@ -243,43 +309,6 @@ class Report:
             f"<p>{self.verdict}</p><p>{explanation}</p><table><tr>{head}</tr>{body}</table>"
             f"<p><small>{self.environment}</small></p>"
         )
-
-
-class Decoded(NamedTuple):
-    """One prompt: how many tokens both models decoded, the index of the first that differs (None where none does), and
-    there the margin between the two likeliest logits and whether it lies within rounding."""
-
-    tokens: int
-    first: int | None = None
-    margin: float = np.nan
-    tie: bool = False
-
-
-@dataclass(frozen=True, repr=False)
-class Greedy:
-    """Free-running greedy decoding by both models, a Decoded to each prompt."""
-
-    name: str
-    dtype: str
-    rows: tuple[Decoded, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.first is None or row.tie for row in self.rows)
-
-    @property
-    def verdict(self) -> str:
-        equal = sum(row.first is None for row in self.rows)
-        longest = max(row.tokens for row in self.rows)
-        claims = [f"{equal} of {len(self.rows)} prompts equal to Meta's over {longest} tokens"]
-        claims.append(f"{sum(row.tie for row in self.rows)} part at a tie within rounding")
-        for i, row in enumerate(self.rows):
-            if row.first is not None and not row.tie:
-                claims.append(f"prompt {i} parts at token {row.first} where the margin is {row.margin:.1e}")
-        return verdict.line(self.passed, f"{self.name} {self.dtype} greedy", *claims)
-
-    def __repr__(self):
-        return self.verdict
 
 
 def split(tap: str) -> tuple[int | None, str]:

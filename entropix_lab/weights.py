@@ -165,6 +165,15 @@ def fused(w: LayerWeights) -> FusedLayerWeights:
     return FusedLayerWeights(qkv, _wide(w.wo), w13, _wide(w.w2), w.attention_norm, w.ffn_norm)
 
 
+def unfused(w) -> LayerWeights:
+    """One layer as plain LayerWeights, whatever class holds it."""
+    if not isinstance(w, FusedLayerWeights):
+        return LayerWeights(*w)
+    q, (w1, w3) = w.wo.shape[1], jnp.split(w.w13, 2)
+    wq, wk, wv = jnp.split(w.wqkv, (q, (q + w.wqkv.shape[0]) // 2))
+    return LayerWeights(wq, wk, wv, w.wo, w1, w.w2, w3, w.attention_norm, w.ffn_norm)
+
+
 def _wide(x):
     return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 

@@ -7,7 +7,7 @@ import pytest
 
 import entropix_lab as lab
 from entropix_lab import faults
-from entropix_lab.taps import our_taps
+from entropix_lab.passes import our_taps
 
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 24))
 FAULTS = {f.name: f for f in faults.FAULTS}
