@@ -68,7 +68,7 @@ class Bench:
             "variant": name,
             "prompts": len(tokens),
             "tokens": tokens.shape[1],
-            "found": first.tap if first else "none",
+            "found": first.tap if first else "none" if report.passed else "the logits by themselves",
             "limit_ratio": row.limit_ratio,
             "nearest": row.tap,
             "views": views,
