@@ -17,7 +17,7 @@ from . import (
     weights,
 )
 from .checkpoint import load_config
-from .compare import compare
+from .compare import compare, compare_compiler
 from .config import CheckpointError, LlamaConfig
 from .entropy import entropy_varentropy
 from .forks import branch

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import verdict
+from .compiler import canary, without_fusions
 from .generate import prompt_rows
 from .limits import Found, Seen, rows
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .model import EXACT, KVCache, at_least_float32, check_inputs
-from .passes import AS_IT_IS, INNOCENT, VARIANTS, Pass, Programs, Truth, patched, whole_taps
+from .passes import AS_IT_IS, INNOCENT, VARIANTS, OurTaps, Pass, Programs, Truth, patched, whole_taps
 from .reference import Reference, load_reference
 from .report import VIEWS, Report
 from .taps import OPS, OUTER_OPS, full_name, tap_names, tap_shape
@@ -51,9 +52,22 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     return compare_programs(model, reference, prompts, mode, programs)
 
 
+def compare_compiler(model, prompts, replace=None) -> Report:
+    """Is this compiler safe for this model? Our taps beside those of the same programs without XLA's optional fusions.
+
+    A difference beyond rounding is the compiler's, at the tap that the Report names. prompts and replace as in compare.
+    Where the installed jaxlib has no such fusions to switch off, the two are the same programs.
+    """
+    functions = tuple((replace or {}).items())
+    programs = Programs(functions) if functions or patched() else INNOCENT
+    unfused = OurTaps(model, Programs(functions, EXACT | without_fusions()))
+    return compare_programs(model, unfused, prompts, "prefill", programs)
+
+
 def compare_programs(model, reference, prompts, mode, programs) -> Report:
     """compare, with functions or compiler options on trial inside programs: what is traced once serves all prompts of
     one shape."""
+    canary()
     tokens, valid = _padded(model, prompts)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
@@ -61,21 +75,22 @@ def compare_programs(model, reference, prompts, mode, programs) -> Report:
         raise ValueError(f"expected a model in float32 or bfloat16, found {model.dtype}")
     if mode == "cached" and valid.sum(1).min() < 5:
         raise ValueError(f"mode='cached' needs rows of at least 5 tokens, the shortest has {valid.sum(1).min()}")
-    metas = not isinstance(reference, Mapping)
-    if metas:
-        reference = reference_for(model, reference, *tokens.shape)
+    if isinstance(reference, Mapping):
+        metas, theirs, reference = False, "the reference's", _mapping(model, reference)
+    elif isinstance(reference, OurTaps):
+        metas, theirs = False, "the unfused programs'"
     else:
-        reference = _mapping(model, reference)
+        metas, theirs, reference = True, "Meta's", reference_for(model, reference, *tokens.shape)
     check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
     work = _Comparison(model, tokens, valid, mode, programs)
-    if metas:
-        reference.taps(tokens, sink=work.take)
-    else:
+    if isinstance(reference, Mapping):
         for name in tap_names(model.config.n_layers):
             work.take(name, reference.get(name))
+    else:
+        reference.taps(tokens, sink=work.take)
     taps = tuple(rows(work.found, model.dtype, metas, work.samples))
     where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
-    expected, theirs = len(tap_names(model.config.n_layers)), "Meta's" if metas else "the reference's"
+    expected = len(tap_names(model.config.n_layers))
     return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
 
 

@@ -66,7 +66,7 @@ def fault_table(tables):
     the grey zone: as far as the untouched model and the correct variants came."""
     names = sorted({row["name"]: row["what"] for t in tables.values() for row in t["faults"]}.items())
     where = {name: i for i, (name, _) in enumerate(names)}
-    fig, axes = _figure(1, len(tables), figsize=(12, 8.5), sharey=True, squeeze=False)
+    fig, axes = _figure(1, len(tables), figsize=(12, 1.5 + 0.2 * len(names)), sharey=True, squeeze=False)
     lengths = sorted({row["tokens"] for t in tables.values() for row in t["faults"]})
     for ax, (dtype, t) in zip(axes[0], tables.items(), strict=True):
         for i, (length, colour, marker) in enumerate(zip(lengths, COLOURS, "o^D", strict=False)):
