@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .compiler import canary
 from .draw import likeliest
 from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from .model import EXACT, KVCache, head, no_tap, transformer
@@ -90,6 +91,7 @@ def generate(
     rows = prompt_rows(model, prompts)
     seeds = [int(s) for s in seed] if hasattr(seed, "__iter__") else [int(seed)] * len(rows)
     _check(rows, seeds, max_new_tokens, max_seq_len)
+    canary()
     if hasattr(sampler, "bind"):
         sampler = sampler.bind(model.tokenizer)
     writers = [_Writer(model, i, stop, stream) for i in range(len(rows))]

@@ -1,5 +1,6 @@
 """Host arrays to JAX arrays, under Meta's names and in Meta's [out, in] layout; the Model that people load."""
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -194,6 +195,13 @@ def load_model(name, dtype="float32") -> Model:
 def _use_compilation_cache():
     import platformdirs
 
+    # On a CPU these print errors on stderr for each program from the cache, because the compiler's own preferences are
+    # listed as features of the machine. TF_CPP_MIN_LOG_LEVEL (to which jax gives 1) is read when jax is imported; this
+    # works at any time.
+    noisy = jax.lib.__version__ in ("0.9.2", "0.10.0", "0.10.1")
+    unset = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1" and jax.config.jax_logging_level in (None, "NOTSET")
+    if noisy and unset:
+        jax.config.update("jax_logging_level", "CRITICAL")
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("entropix_lab") / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
