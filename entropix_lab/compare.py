@@ -46,6 +46,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     Memory is that of the two models, one layer's taps of seven runs, the stream after every layer, and their logits.
     Raises ValueError where the two cannot be compared.
     """
+    canary()
     if not isinstance(replace or {}, Mapping):
         raise ValueError(f"replace: expected a dict of {{name: function}} of model.py, found {type(replace).__name__}")
     programs = Programs(tuple((replace or {}).items())) if replace or patched() else INNOCENT
@@ -67,7 +68,6 @@ def compare_compiler(model, prompts, replace=None) -> Report:
 def compare_programs(model, reference, prompts, mode, programs) -> Report:
     """compare, with functions or compiler options on trial inside programs: what is traced once serves all prompts of
     one shape."""
-    canary()
     tokens, valid = _padded(model, prompts)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")

@@ -303,7 +303,8 @@ class OurTaps:
 
     def taps(self, tokens, sink):
         """sink(name, value) takes every value of tokens [B,T] in the order of execution."""
-        run, x = Pass(self.model.config, tokens.shape, programs=self.programs), self.model.weights.tok_embeddings[tokens]
+        run = Pass(self.model.config, tokens.shape, programs=self.programs)
+        x = self.model.weights.tok_embeddings[tokens]
         sink("tok_embeddings", x)
         with jax.default_matmul_precision(self.model.matmul_precision):
             for i, w in enumerate(self.model.weights.layer_weights):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
-from entropix_lab import compiler, model, taps
+from entropix_lab import compiler, model
 from entropix_lab.compiler import ELSEWHERE, REPRODUCERS, canary, without_fusions, wrong
 
 JAXLIB, ON_CPU = jax.lib.__version__, jax.default_backend() == "cpu"
@@ -78,12 +78,23 @@ def test_without_fusions_compiles_and_leaves_the_forward_as_it_is(tiny_checkpoin
     loaded, tokens = lab.load_model(tiny_checkpoint()), np.arange(12)[None]
     cache = lab.KVCache.new(loaded.config, 1, 16)
     logits = [
-        jax.jit(lab.xfmr, static_argnames="config", compiler_options=taps.EXACT | options)(
+        jax.jit(lab.xfmr, static_argnames="config", compiler_options=model.EXACT | options)(
             loaded.weights, loaded.config, tokens, 0, cache
         )[0]
         for options in ({}, without_fusions())
     ]
     np.testing.assert_allclose(*logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_is_this_compiler_safe_for_this_model(tiny_checkpoint, dtype):
+    loaded, tokens = lab.load_model(tiny_checkpoint(dtype), dtype), np.arange(24)[None]
+    report = lab.compare_compiler(loaded, tokens)
+    assert report.passed and "48 of 48 taps within rounding of the unfused programs'" in report.verdict
+    for f, known in ((of_threes, {"0.10.2"}), (of_ones, {"0.10.2", "0.11.2", "0.12.0.1"})):
+        report = lab.compare_compiler(loaded, tokens, replace={"rms_norm": f})
+        wrong_there = report.first_divergence and report.first_divergence.tap.endswith("norm")
+        assert wrong_there if ON_CPU and JAXLIB in known else report.passed
 
 
 def test_unknown_options_are_left_out(monkeypatch):
