@@ -80,8 +80,10 @@ def generate(
     """Continue one prompt or a batch of prompts of any lengths: a Generation for each, in their order.
 
     prompts: a text; token ids [T], as a list or an array of NumPy, JAX or PyTorch; ids [B,T], a prompt to each row; or
-    a list of texts and ids. Each row gives the tokens that it would give alone (but for ties, see Generation): its
-    randomness depends on its own seed and step, not on its place.
+    a list of texts and ids. A row's randomness depends on its own seed and step, not on its place. In float32 each row
+    gives the tokens that it would give alone (but for ties, see Generation). In bfloat16 that holds of greedy decoding
+    alone: products of another batch size round differently, by a step of 2**-8 where it shows, and a sampled row may
+    become another sample, as good as the first. Within batches of one shape and length it stays the same.
     seed: from 0 to 2**32 - 1, one for all rows, or one to each (``seed=range(8)`` with eight times the same prompt
     gives eight samples).
     stream: True prints the text as it comes, rows one below the other; or a function (row, text). Either gets whole
