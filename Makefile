@@ -31,4 +31,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv outputs/*.ipynb outputs/*.json
+	rm -rf .venv outputs/*.ipynb outputs/[0-9]*.json
