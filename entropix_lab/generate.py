@@ -23,7 +23,7 @@ from .trace import Trace, new_trace
 from .weights import to_numpy
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
-ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
+ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2, "float64": 1e-7}  # of float64, logits are kept in float32
 SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .config import dtype_name
 from .rope import apply_rotary_emb, precompute_freqs_cis
 from .weights import linear
 
@@ -25,7 +26,7 @@ class KVCache(NamedTuple):
     @classmethod
     def new(cls, config, batch: int = 1, max_seq_len: int = 512, dtype="float32") -> "KVCache":
         """An empty cache with max_seq_len slots to a row, in the dtype in which the forward computes."""
-        zeros = lambda: jnp.zeros((batch, max_seq_len, config.n_kv_heads, config.head_dim), dtype)
+        zeros = lambda: jnp.zeros((batch, max_seq_len, config.n_kv_heads, config.head_dim), dtype_name(dtype))
         return cls(*(tuple(zeros() for _ in range(config.n_layers)) for _ in range(2)))
 
     @property

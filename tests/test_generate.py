@@ -79,6 +79,12 @@ def test_a_seed_gives_the_same_in_any_place_of_its_batch(tiny):
     assert (forth[0].tokens == forth[2].tokens).all()
 
 
+def test_in_float64(tiny32):
+    with jax.enable_x64(True):
+        truth = lab.generate(lab.load_model(tiny32.path, "float64"), PROMPTS[0], 8)[0]
+    assert truth.tokens.tolist() == lab.generate(tiny32, PROMPTS[0], 8)[0].tokens.tolist()
+
+
 def test_rows_that_share_a_prompt_are_those_that_do_not(tiny32):
     """Read once or read by each row: the same tokens, and the same attention to them."""
     prompts, seeds = [PROMPTS[i] for i in (2, 0, 2, 2, 0, 1, 2)], [3, 1, 4, 1, 5, 9, 2]

@@ -160,6 +160,7 @@ def test_a_cache_of_another_dtype_is_refused(tiny_checkpoint):
 def test_the_defaults_fit_together(tiny_checkpoint):
     folder = tiny_checkpoint("bfloat16")
     weights, config = lab.load_and_convert_weights(folder), lab.load_config(folder)
+    assert lab.KVCache.new(config, dtype="bf16").k[0].dtype == jnp.bfloat16
     logits, _ = lab.xfmr(weights, config, jnp.zeros((1, 2), jnp.int32), 0, lab.KVCache.new(config))
     assert weights.norm.dtype == jnp.float32 and logits.shape == (1, 2, 128)
 
