@@ -14,7 +14,7 @@ compare: $(STAMP)
 	@$(BIN)/papermill notebooks/$(NOTEBOOK).ipynb outputs/$(NOTEBOOK).ipynb $(PARAMETERS) \
 		--no-progress-bar --log-level ERROR --cwd notebooks < /dev/null || \
 		{ echo "FAIL: see the end of outputs/$(NOTEBOOK).ipynb" ; exit 1; }
-	@$(BIN)/python -c "import json; r = json.load(open('outputs/$(NOTEBOOK).json')); print(r['environment']); print(r['verdict'])"
+	@$(BIN)/python -c "from entropix_lab import verdict; verdict.show('outputs/$(NOTEBOOK).ipynb')"
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest
@@ -31,4 +31,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv outputs/*.ipynb outputs/*.json
+	rm -rf .venv outputs/*.ipynb outputs/[0-9]*.json

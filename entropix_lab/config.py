@@ -1,10 +1,25 @@
 """The model's hyperparameters, under the names of Meta's params.json."""
 
+import re
 from dataclasses import MISSING, dataclass, fields
 
 
 class CheckpointError(ValueError):
     """Something is wrong with a checkpoint: the message says what, what was expected and found, and how to mend it."""
+
+
+def dtype_name(dtype) -> str:
+    """ "float32", "bfloat16" or "float64" for whatever names one: "bf16" or "fp32", or a dtype of NumPy's, JAX's or
+    PyTorch's. Raises ValueError for any other."""
+    name = getattr(dtype, "__name__", str(dtype)).removeprefix("torch.")
+    name = {"bf16": "bfloat16"}.get(name, re.sub(r"^(f|fp)(?=\d)", "float", name))
+    if name not in ("float32", "bfloat16", "float64"):
+        raise ValueError(
+            "expected the dtype float32, bfloat16 or float64 (in 64-bit JAX, for the truth), found "
+            f"{dtype!r}: float16 cannot hold what Llama's layers compute, and integers need scales that official "
+            "files do not have. Files in float16 load as float32."
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ class Dirichlet:
     under which each policy is taken on real text.
     """
 
-    vocab_size: int | None = None  # set by bind
+    vocab_size: int | None = None  # set by bind unless given
     support: int = 256  # the step's likeliest tokens, on which the Dirichlet lives
     prior: float = 0.1  # of fit: the mean of the prior on the total concentration is 1/prior
     wild: bool = True  # draw a distribution from the Dirichlet; False takes its mean
@@ -170,15 +170,19 @@ class Dirichlet:
     max_temperature: float = 1e4
 
     def bind(self, tokenizer):
-        return replace(self, vocab_size=tokenizer.n_words)
+        return replace(self, vocab_size=tokenizer.n_words) if tokenizer and self.vocab_size is None else self
 
     def init(self, batch):
         if self.vocab_size is None:
-            raise ValueError("vocab_size is not set: give it to dirichlet(), or bind(tokenizer) the sampler")
+            raise ValueError(
+                "vocab_size is not set, and there is no tokenizer to tell it: dirichlet(vocab_size=...) gives it"
+            )
         of = lambda *shape: jnp.zeros((batch, *shape), jnp.float32)
         return DirichletState(jnp.ones(batch, bool), of(self.vocab_size), of(4), of(4), of(), of(), of() + 1)
 
     def __call__(self, logits, metrics, state, keys):
+        if logits.shape != state.logp.shape:
+            raise ValueError(f"expected logits of {state.logp.shape} by vocab_size, found {logits.shape}")
         x = log_probs(logits)
         H, V = metrics["entropy"], metrics["varentropy"]
         n, K = self.outlier_topk, min(self.support, x.shape[-1])
@@ -284,5 +288,5 @@ def fit_distance(logits, support: int = 256, prior: float = 0.1):
 
 
 def dirichlet(vocab_size: int | None = None, **changes) -> Dirichlet:
-    """The Dirichlet sampler; vocab_size comes from the tokenizer when it is bound to one."""
+    """The Dirichlet sampler; without a vocab_size it takes that of the tokenizer that it is bound to."""
     return Dirichlet(vocab_size=vocab_size, **changes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .dirichlet import moments
 from .generate import generate
+from .samplers import bound
 
 SYSTEM = "Answer briefly."
 RESAMPLES = 4000
@@ -70,7 +71,7 @@ class Panel:
         return tuple({name for s in self.samplers for name in getattr(s, "needs", ())})
 
     def bind(self, tokenizer):
-        return Panel(tuple(s.bind(tokenizer) if hasattr(s, "bind") else s for s in self.samplers))
+        return Panel(tuple(bound(s, tokenizer) for s in self.samplers))
 
     def init(self, batch):
         return tuple(s.init(batch // len(self.samplers)) for s in self.samplers)

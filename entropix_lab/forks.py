@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .draw import likeliest
-from .generate import SMALLEST_PROMPT, _bucket, _check, _step, cache_slots, prompt_rows
+from .generate import SMALLEST_PROMPT, _bucket, _check, _step, cache_slots, prompt_rows, row_seeds
 from .model import KVCache
-from .samplers import BRANCHES, Adaptive, adaptive, greedy, top_p
+from .samplers import BRANCHES, Adaptive, adaptive, bound, greedy, top_p
 
 FORK = -1  # not a token: it ends a row of generate where a fork is
 
@@ -57,8 +57,7 @@ class UntilFork:
         return tuple({*getattr(self.sampler, "needs", ()), *self.thresholds.needs})
 
     def bind(self, tokenizer):
-        bound = self.sampler.bind(tokenizer) if hasattr(self.sampler, "bind") else self.sampler
-        return replace(self, sampler=bound)
+        return replace(self, sampler=bound(self.sampler, tokenizer))
 
     def init(self, batch):
         return self.sampler.init(batch)
@@ -87,11 +86,15 @@ def branch(
     """Follow the sampler to a fork (see UntilFork), draw n continuations of up to m tokens there as rows of one batch,
     keep the one with the highest mean log-probability under the model, and go on: a Branched for each prompt.
 
-    prompts: a list of texts or of token ids, up to `batch` of them decoded together. A prompt is read once, whatever
+    prompts: as for generate; up to `batch` of them are decoded together. A prompt is read once, whatever
     the number of forks. The same seed gives the same rows; all randomness of a row comes from the seed, its place
-    among the prompts, and how many forks it has passed. Raises ValueError as generate does."""
+    among the prompts, and how many forks it has passed. Raises ValueError as generate does, and for a model without a
+    tokenizer."""
+    if model.tokenizer is None:
+        raise ValueError(f"{model.path} has no tokenizer.model, and a fork is a choice between texts")
     tokens = prompt_rows(model, prompts)
-    _check(tokens, tokens, max_new_tokens, 2**31)
+    _check(tokens, max_new_tokens, 2**31)
+    (seed,) = row_seeds(seed, 1)
     rows = [Branched(t.tolist()) for t in tokens]
     walker = UntilFork(sampler, thresholds, tied).bind(model.tokenizer)
     for start in range(0, len(rows), batch):

@@ -1,9 +1,12 @@
 """Multi-token generation: prefill and decode are one compiled step, rows of a batch are independent of each other."""
 
 import codecs
+import contextlib
 import html
+import operator
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,11 +18,12 @@ from .compiler import canary
 from .draw import likeliest
 from .entropy import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from .model import EXACT, KVCache, head, no_tap, transformer
-from .samplers import greedy
+from .samplers import bound, greedy
 from .trace import Trace, new_trace
+from .weights import to_numpy
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
-ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2}
+ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2, "float64": 1e-7}  # of float64, logits are kept in float32
 SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
 
 
@@ -75,26 +79,33 @@ def generate(
 ) -> list[Generation]:
     """Continue one prompt or a batch of prompts of any lengths: a Generation for each, in their order.
 
-    prompts: a text, a list of texts, token ids, or a list of token ids. Each row gives the tokens that it would give
-    alone (but for ties, see Generation): its randomness depends on its own seed and step, not on its place.
-    seed: one for all rows, or one to each (``seed=range(8)`` with eight times the same prompt gives eight samples).
-    stream: True prints the text as it comes; or a function (row, text), called with whole characters only.
+    prompts: a text; token ids [T], as a list or an array of NumPy, JAX or PyTorch; ids [B,T], a prompt to each row; or
+    a list of texts and ids. A row's randomness depends on its own seed and step, not on its place. In float32 each row
+    gives the tokens that it would give alone (but for ties, see Generation). In bfloat16 that holds of greedy decoding
+    alone: products of another batch size round differently, by a step of 2**-8 where it shows, and a sampled row may
+    become another sample, as good as the first. Within batches of one shape and length it stays the same.
+    seed: from 0 to 2**32 - 1, one for all rows, or one to each (``seed=range(8)`` with eight times the same prompt
+    gives eight samples).
+    stream: True prints the text as it comes, rows one below the other; or a function (row, text). Either gets whole
+    characters only, and nothing of a stop string: what was streamed is the text.
     stop: token ids or strings that end a row; None for the model's stop tokens, () for none.
     max_seq_len: a row that reaches it stops. It costs nothing: the cache grows with what is used.
     progress: a bar on stderr; None shows one for batches in a terminal.
     trace: True keeps entropies, attention metrics and what the sampler reports of every token; "lens" the logit lens
     too, which costs as many output heads to a token as the model has layers.
 
-    Raises ValueError for an empty prompt, one that leaves no room below max_seq_len, max_new_tokens below 1, a seed
-    count that is not the prompt count, or text without a tokenizer.
+    Raises ValueError for an empty prompt or one that leaves no room below max_seq_len, max_new_tokens below 1, seeds
+    that are not one to a prompt, what is no sampler, and text or a stop string without a tokenizer.
     """
     rows = prompt_rows(model, prompts)
-    seeds = [int(s) for s in seed] if hasattr(seed, "__iter__") else [int(seed)] * len(rows)
-    _check(rows, seeds, max_new_tokens, max_seq_len)
+    seeds = row_seeds(seed, len(rows))
+    _check(rows, max_new_tokens, max_seq_len)
+    if trace not in (True, False, "lens"):
+        raise ValueError(f'trace must be True, False or "lens", found {trace!r}')
     canary()
-    if hasattr(sampler, "bind"):
-        sampler = sampler.bind(model.tokenizer)
-    writers = [_Writer(model, i, stop, stream) for i in range(len(rows))]
+    sampler = bound(sampler, model.tokenizer)
+    writers = [_Writer(model, i, stop, None if stream is True else stream) for i in range(len(rows))]
+    printer = _Printer(writers) if stream is True else lambda: None
     lengths = np.array([len(row) for row in rows], np.int32)
     show = progress if progress is not None else sys.stderr.isatty() and len(rows) > 1 and stream is None
     steps = _steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace)
@@ -108,16 +119,26 @@ def generate(
                     writer.take({name: x[i] for name, x in out.items()})
                     if writer.finish_reason is None and lengths[i] + count + 1 >= max_seq_len:
                         writer.finish("max_seq_len")
+            printer()
             bar.update()
             if all(writer.finish_reason for writer in writers):
                 break
     decode_s = time.perf_counter() - first_token
+    for writer in writers:
+        if writer.finish_reason is None:
+            writer.finish("length")
+    printer()
     timing = {"first_token_s": first_token - started, "decode_s": decode_s}
     return [w.generation(row, s, timing) for w, row, s in zip(writers, rows, seeds, strict=True)]
 
 
 def chat(model, messages, **options) -> Generation:
-    """The assistant's answer to a conversation: a string, or dicts {"role", "content"}; options as for generate."""
+    """The assistant's answer to a conversation: a string, or dicts {"role", "content"}; options as for generate.
+
+    Raises ValueError for what is no conversation (see Tokenizer.encode_dialog_prompt), and without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ValueError(f"{model.path} has no tokenizer.model: copy that file there, or give token ids to generate")
     return generate(model, model.tokenizer.encode_dialog_prompt(messages), **options)[0]
 
 
@@ -213,16 +234,17 @@ def _grow(cache, max_seq_len):
 
 
 class _Writer:
-    """Collects one row's steps, finds its end, and hands on whole characters."""
+    """Collects one row's steps, finds its end, and hands on whole characters: text[:ready] cannot be taken back."""
 
     def __init__(self, model, row, stop, stream):
-        self.model, self.row, self.finish_reason = model, row, None
-        self.steps, self.text = [], ""
+        self.model, self.row, self.stream, self.finish_reason = model, row, stream, None
+        self.steps, self.text, self.ready = [], "", 0
         stop = (model.tokenizer.stop_tokens if model.tokenizer else ()) if stop is None else stop
         stop = (stop,) if isinstance(stop, str | int) else stop
         self.stop_tokens = {int(s) for s in stop if not isinstance(s, str)}
         self.stop_texts = [s for s in stop if isinstance(s, str)]
-        self.stream = (lambda row, text: print(text, end="", flush=True)) if stream is True else stream
+        if self.stop_texts and (model.tokenizer is None or "" in self.stop_texts):
+            raise ValueError(f"stop strings need a tokenizer and a character, found {self.stop_texts}")
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def take(self, step):
@@ -233,23 +255,23 @@ class _Writer:
             self._write(self.decoder.decode(self.model.tokenizer.decode_bytes(int(step["token"]))))
 
     def finish(self, reason):
-        if reason != "stop":
-            self._write(self.decoder.decode(b"", final=True))
         self.finish_reason = reason
+        self._write("" if reason == "stop" else self.decoder.decode(b"", final=True))
 
     def _write(self, piece):
-        before = len(self.text)
         self.text += piece
-        ends = [i for i in (self.text.find(s, max(0, before - len(s))) for s in self.stop_texts) if i >= 0]
+        ends = [i for i in (self.text.find(s, self.ready) for s in self.stop_texts) if i >= 0]
         if ends:
             self.text = self.text[: min(ends)]
             self.finish_reason = "stop"
-        if self.stream and self.text[before:]:
-            self.stream(self.row, self.text[before:])
+        # a tail that may yet become a stop string is held back until the row ends
+        tails = [] if self.finish_reason else [s[:n] for s in self.stop_texts for n in range(1, len(s))]
+        held = max((len(tail) for tail in tails if self.text.endswith(tail)), default=0)
+        shown, self.ready = self.ready, len(self.text) - held
+        if self.stream and self.text[shown : self.ready]:
+            self.stream(self.row, self.text[shown : self.ready])
 
     def generation(self, row, seed, timing):
-        if self.finish_reason is None:
-            self.finish("length")
         of = lambda name: np.array([step[name] for step in self.steps])
         after_first = max(0, len(self.steps) - 1)
         under = lambda prefix: {n.removeprefix(prefix): of(n) for n in self.steps[0] if n.startswith(prefix)}
@@ -272,22 +294,53 @@ class _Writer:
         )
 
 
+class _Printer:
+    """Prints what is ready of rows in their order: one of them as it comes, the next when that one has ended."""
+
+    def __init__(self, writers):
+        self.writers, self.row, self.shown = writers, 0, 0
+
+    def __call__(self):
+        for writer in self.writers[self.row :]:
+            head = f"[{self.row}] " if len(self.writers) > 1 and self.shown == 0 < writer.ready else ""
+            print(head + writer.text[self.shown : writer.ready], end="", flush=True)
+            self.shown = writer.ready
+            if writer.finish_reason is None:
+                break
+            print(flush=True)
+            self.row, self.shown = self.row + 1, 0
+
+
 def prompt_rows(model, prompts) -> list[np.ndarray]:
-    one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int | np.integer))
-    rows = [model.encode(p) for p in ([prompts] if one else prompts)]
+    """Token ids [T] of each prompt, of whatever generate takes as prompts. Raises ValueError for anything else."""
+    given = prompts if isinstance(prompts, Sequence) else to_numpy(prompts)
+    scalar = lambda x: not isinstance(x, str) and (isinstance(x, int) or getattr(x, "ndim", None) == 0)
+    one = isinstance(prompts, str) or scalar(given) or (len(given) > 0 and scalar(given[0]))
+    rows = [model.encode(p) for p in ([prompts] if one else given)]
     for row in rows:
         if len(row) != 1:
             raise ValueError(f"expected one row of token ids to a prompt, found an array of {row.shape}")
     return [row[0] for row in rows]
 
 
-def _check(rows, seeds, max_new_tokens, max_seq_len):
+def row_seeds(seed, count) -> list[int]:
+    """A seed to each of count rows. Raises ValueError for one that is no whole number of 32 bits."""
+    seeds = list(seed) if hasattr(seed, "__iter__") and getattr(seed, "ndim", 1) else [seed] * count
+    for s in seeds:
+        with contextlib.suppress(TypeError):
+            if 0 <= operator.index(s) < 2**32:
+                continue
+        raise ValueError(f"expected a seed from 0 to 2**32 - 1, or one to each prompt, found {s!r}")
+    if len(seeds) != count:
+        raise ValueError(f"expected one seed, or one to each of the {count} prompts, found {len(seeds)}")
+    return [int(s) for s in seeds]
+
+
+def _check(rows, max_new_tokens, max_seq_len):
     if not rows:
         raise ValueError("expected at least one prompt, found an empty list")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-    if len(seeds) != len(rows):
-        raise ValueError(f"expected one seed, or one to each of the {len(rows)} prompts, found {len(seeds)}")
     for i, row in enumerate(rows):
         if len(row) >= max_seq_len:
             raise ValueError(

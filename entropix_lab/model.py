@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .config import dtype_name
 from .rope import apply_rotary_emb, precompute_freqs_cis
 from .weights import linear
 
@@ -29,7 +30,7 @@ class KVCache(NamedTuple):
     @classmethod
     def new(cls, config, batch: int = 1, max_seq_len: int = 512, dtype="float32") -> "KVCache":
         """An empty cache with max_seq_len slots to a row, in the dtype in which the forward computes."""
-        zeros = lambda: jnp.zeros((batch, max_seq_len, config.n_kv_heads, config.head_dim), dtype)
+        zeros = lambda: jnp.zeros((batch, max_seq_len, config.n_kv_heads, config.head_dim), dtype_name(dtype))
         return cls(*(tuple(zeros() for _ in range(config.n_layers)) for _ in range(2)))
 
     @property
@@ -154,10 +155,16 @@ def xfmr(weights, config, tokens, start_pos, cache, tap=no_tap):
     cache: KVCache with at least start_pos + T slots. Returns (logits [B,T,V], cache); the logits are float32, float64
     when the weights are. A pure function: the cache that was given is unchanged unless jit was told to donate it.
 
-    Raises ValueError for a token outside the vocabulary or a cache too short. Under jit those values are not known,
-    and XLA would clamp them silently: callers who jit check first with ``check_inputs``.
+    Raises ValueError for a token outside the vocabulary, and for a cache too short or of another dtype. Under jit
+    tokens and positions are not known, and XLA would clamp them silently: callers who jit check first with
+    ``check_inputs``.
     """
     check_inputs(config, tokens, start_pos, cache)
+    if cache.k[0].dtype != weights.tok_embeddings.dtype:
+        raise ValueError(
+            f"the cache is {cache.k[0].dtype}, the weights are {weights.tok_embeddings.dtype}: make one with "
+            f'KVCache.new(config, batch, max_seq_len, dtype="{weights.tok_embeddings.dtype}")'
+        )
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     return head(weights, config, x, tap), cache
 

@@ -6,7 +6,8 @@ A sampler is a frozen dataclass (hashable, so that jit can take it as static) wi
 logits [B,V] float32; metrics: dict of arrays [B,...], "entropy" and "varentropy" (nats) always among them; keys [B]
 typed PRNG keys; token [B] int32; info: dict of arrays [B] that go into the trace. Two things more, where they apply:
     needs: tuple of further metrics, e.g. ("attention_entropy",)
-    bind(tokenizer) -> sampler                         a sampler that knows the model's tokens; called once
+    bind(tokenizer) -> sampler                         a sampler that knows the model's tokens; called once, with None
+                                                       where a model has no tokenizer
 
 From any other engine, here PyTorch (the plain samplers do not look at the metrics, the others want both entropies):
 
@@ -112,7 +113,7 @@ class Adaptive:
     min_p: float = 0.03
 
     clarifying: str | None = " ..."  # must be one token of the model; None never asks
-    clarifying_id: int | None = None  # its id, set by bind; without it HELV draws
+    clarifying_id: int | None = None  # its id, set by bind unless given; without it HELV draws
     helv_temperature: float = 1.3  # times temperature, as all temperatures below
     helv_temperature_attention_entropy: float = 0.2  # more to each bit of hA
     helv_max_temperature: float = 1.5
@@ -147,9 +148,15 @@ class Adaptive:
         return ("attention_entropy",) if self.attention else ()
 
     def bind(self, tokenizer):
-        """This sampler with the id of the clarifying token; ValueError when the string is not one token."""
-        if self.clarifying is None or "HELV" not in self.quadrants:
-            return replace(self, clarifying_id=None)
+        """This sampler with the id of the clarifying token; ValueError when the string is not one token, or there is
+        no tokenizer to ask."""
+        if self.clarifying_id is not None or self.clarifying is None or "HELV" not in self.quadrants:
+            return self
+        if tokenizer is None:
+            raise ValueError(
+                f"without a tokenizer the id of clarifying={self.clarifying!r} is unknown: "
+                "adaptive(clarifying_id=...) gives it, adaptive(clarifying=None) never asks"
+            )
         ids = tokenizer.encode(self.clarifying, bos=False)
         if len(ids) != 1:
             raise ValueError(f"clarifying={self.clarifying!r} must be one token of this model, it is {len(ids)}")
@@ -265,6 +272,14 @@ PUBLISHED = {
         adaptive_min_p_varentropy=0.2,
     ),
 }
+
+
+def bound(sampler, tokenizer):
+    """A sampler that knows the model's tokens, where it wants to. Raises ValueError for what is no sampler."""
+    if isinstance(sampler, type) or not (callable(sampler) and hasattr(sampler, "init")):
+        hint = f": write {sampler.__name__}(...)" if hasattr(sampler, "__name__") else ""
+        raise ValueError(f"expected a sampler, such as lab.samplers.top_p(0.9), found {sampler!r}{hint}")
+    return sampler.bind(tokenizer) if hasattr(sampler, "bind") else sampler
 
 
 def greedy() -> Greedy:

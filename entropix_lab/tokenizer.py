@@ -35,6 +35,9 @@ SMOLLM2_SPECIAL = (
 ).split()
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
+ROLES = ("system", "user", "assistant")
+MESSAGE = f'{{"role": one of {", ".join(ROLES)}, "content": text}}'
+
 # tiktoken panics on longer inputs, and overflows its stack on longer runs of one kind (tiktoken issue 195).
 MAX_CHARS, MAX_RUN = 400_000, 25_000
 RUNS = re.compile(rf"\s{{{MAX_RUN}}}(?=\s)|\S{{{MAX_RUN}}}(?=\S)")
@@ -113,17 +116,21 @@ class Tokenizer:
     def encode_dialog_prompt(self, messages) -> list[int]:
         """A conversation, ready for the assistant's answer, as the model was trained on it.
 
-        messages: a string (one turn of the user) or dicts {"role": "system" | "user" | "assistant", "content": str}.
+        messages: a string (one turn of the user) or dicts {"role": "system" | "user" | "assistant", "content": ...}
+        with a string as content, or a list of parts {"type": "text", "text": str}, which are joined.
         Special tokens inside the contents are plain text: nobody can forge a turn. SmolLM2 gets its default system
-        message when there is none.
+        message when there is none. Raises ValueError for anything else.
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        if not self.is_llama3 and (not messages or messages[0]["role"] != "system"):
-            messages = [{"role": "system", "content": SMOLLM2_SYSTEM}, *messages]
+        turns = [_turn(i, message) for i, message in enumerate(messages)] if isinstance(messages, list | tuple) else []
+        if not turns:
+            raise ValueError(f"expected a string or a list of {MESSAGE}, found {messages!r:.60}")
+        if not self.is_llama3 and turns[0][0] != "system":
+            turns = [("system", SMOLLM2_SYSTEM), *turns]
         ids = [self.bos_id] if self.is_llama3 else []
-        for message in [*messages, {"role": "assistant", "content": None}]:
-            ids += self._encode_message(message["role"], message["content"])
+        for role, content in [*turns, ("assistant", None)]:
+            ids += self._encode_message(role, content)
         return ids
 
     def _encode_message(self, role, content):
@@ -136,3 +143,22 @@ class Tokenizer:
         if content is None:
             return [special["<|im_start|>"], *plain(f"{role}\n")]
         return [special["<|im_start|>"], *plain(f"{role}\n{content}"), special["<|im_end|>"], *plain("\n")]
+
+
+def _turn(i, message) -> tuple[str, str]:
+    """(role, text) of the message at index i of a conversation."""
+    where = f"messages[{i}]: expected {MESSAGE}, found "
+    if not isinstance(message, dict):
+        raise ValueError(f"{where}{message!r:.60}")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where}the role {role!r}")
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise ValueError(f"{where}a part {kind!r:.60}: these models read text parts alone")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"{where}the content {content!r:.60}")
+    return role, content

@@ -50,6 +50,11 @@ class Trace:
     def __len__(self):
         return len(self.tokens)
 
+    def __repr__(self):
+        mean = "".join(f", mean {n} {getattr(self, n).mean():.2f} nats" for n in ("entropy", "surprisal") if len(self))
+        _, layers, heads = self.attention_entropy.shape
+        return f"Trace({len(self)} tokens{mean}, {layers} layers, {heads} heads)"
+
     def __getitem__(self, part: slice) -> "Trace":
         """The entries of a slice; what came before it becomes the prompt."""
         start, _, _ = part.indices(len(self))
@@ -89,7 +94,7 @@ class Trace:
     def save(self, path) -> Path:
         """Write path as .npz: the arrays under their names, the sampler's as "info.NAME", and the texts in "header",
         UTF-8 JSON. No pickles: any NumPy reads it. Returns the path, with its ending."""
-        path = Path(path).with_suffix(".npz")
+        path = _npz(path)
         header = json.dumps({"format": 1, "pieces": self.pieces, "prompt": self.prompt})
         info = {f"info.{name}": x for name, x in self.info.items()}
         np.savez_compressed(path, header=np.frombuffer(header.encode(), np.uint8), **self._arrays(), **info)
@@ -97,8 +102,9 @@ class Trace:
 
     @classmethod
     def load(cls, path) -> "Trace":
-        """What save wrote. Raises ValueError for a file of another kind or of a later format."""
-        with np.load(path) as file:
+        """What save wrote, the ending of path left out or not. Raises ValueError for a file of another kind or of a
+        later format."""
+        with np.load(path if Path(path).is_file() else _npz(path)) as file:
             arrays = dict(file)
         try:
             header = json.loads(arrays.pop("header").tobytes())
@@ -110,8 +116,12 @@ class Trace:
             raise ValueError(f"{path} is not a trace: {e}") from e
 
     def to_pandas(self):
-        """A DataFrame with a row to each token; values of layers and heads are averaged (needs pandas)."""
-        import pandas as pd
+        """A DataFrame with a row to each token; values of layers and heads are averaged. Raises ImportError without
+        pandas, which the extra "pandas" brings."""
+        try:
+            import pandas as pd
+        except ImportError as e:
+            raise ImportError('to_pandas needs pandas: pip install pandas (the extra "pandas" brings it)') from e
 
         flat = lambda x: x if x.ndim == 1 else x.reshape(len(x), -1).mean(1)
         columns = {name: flat(x) for name, x in (self._arrays() | self.info).items()}
@@ -119,6 +129,11 @@ class Trace:
 
     def _repr_html_(self):
         return token_html(self)
+
+
+def _npz(path) -> Path:
+    """path with the ending that save gives it: in place of none or of another."""
+    return Path(path).with_suffix(".npz")
 
 
 def _relative(entropy, live):

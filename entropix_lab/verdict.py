@@ -6,14 +6,36 @@ import gc
 import json
 import platform
 import re
+import sys
 import threading
 from importlib.metadata import version
 from pathlib import Path
 
 
 def line(passed: bool, what: str, *claims: str) -> str:
-    """ "PASS what: claim; claim". Claims are bounds and counts, not measured figures: those belong beside it."""
+    """ "PASS what: claim; claim". Claims are bounds and counts, not measured figures: those belong beside it.
+
+    A notebook in which a printed line begins with FAIL has failed (see show): what fails on purpose is printed behind
+    something else, or as a claim that it was found.
+    """
     return f"{'PASS' if passed else 'FAIL'} {what}: {'; '.join(claims)}"
+
+
+def show(notebook) -> None:
+    """Print where an executed notebook's verdicts come from and what they are; exit with 1 when one is FAIL, or none
+    was printed."""
+    outputs = [o for cell in json.loads(Path(notebook).read_text())["cells"] for o in cell.get("outputs", ())]
+    printed = [text for o in outputs for text in "".join(o.get("text", "")).splitlines()]
+    lines = [text for text in printed if text.startswith(("PASS ", "FAIL "))]
+    print(environment(), *lines, sep="\n")
+    sys.exit(not lines or any(text.startswith("FAIL") for text in lines))
+
+
+def listed(value) -> list:
+    """A list parameter of a notebook, also as papermill's -p hands it over: "64 512" or "[64, 512]"."""
+    if isinstance(value, str):
+        return [int(x) if x.isdigit() else x for x in re.findall(r"[\w.+-]+", value)]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def environment(**more) -> str:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .checkpoint import find_checkpoint, load_config, read_tensors, verify_checksums
-from .config import LlamaConfig
+from .config import LlamaConfig, dtype_name
 from .tokenizer import Tokenizer
 
 
@@ -78,6 +78,13 @@ class Model:
     tokenizer: Tokenizer | None
     path: Path
 
+    def __repr__(self):
+        c = self.config
+        return (
+            f"Model({self.name}, {self.dtype}, {c.n_layers} layers of dim {c.dim}, {c.n_heads} heads on "
+            f"{c.n_kv_heads}, vocabulary {c.vocab_size}{'' if self.tokenizer else ', no tokenizer'})"
+        )
+
     @property
     def name(self) -> str:
         return self.path.parent.name if self.path.name == "original" else self.path.name
@@ -97,29 +104,45 @@ class Model:
         return decode_weights(self.weights)
 
     def encode(self, text_or_tokens) -> np.ndarray:
-        """Text, one list of token ids, or [B,T] ids -> [B,T] int32. Raises ValueError for an empty prompt."""
+        """Text, token ids [T], or [B,T] (lists, or arrays of NumPy, JAX or PyTorch) -> [B,T] int32.
+
+        Raises ValueError for an empty prompt, a token outside the vocabulary, and whatever is neither text nor ids.
+        """
         if isinstance(text_or_tokens, str):
             if self.tokenizer is None:
                 raise ValueError(f"{self.path} has no tokenizer.model: give token ids, or copy that file there")
             text_or_tokens = self.tokenizer.encode(text_or_tokens)
-        tokens = np.atleast_2d(text_or_tokens)
+        tokens = to_numpy(text_or_tokens)
         if tokens.size == 0:
             raise ValueError("the prompt is empty: expected at least one token")
-        if tokens.dtype.kind not in "iu" or tokens.ndim != 2:
-            raise ValueError(f"expected text or token ids [T] or [B,T], found {tokens.dtype} of {tokens.shape}")
-        return tokens.astype(np.int32)
+        if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
+            what = f"{tokens.dtype} of {tokens.shape}" if tokens.ndim else f"{text_or_tokens!r:.60}"
+            raise ValueError(f"expected text, or token ids [T] or [B,T], found {what}")
+        if (outside := tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]).size:
+            raise ValueError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
+        return np.atleast_2d(tokens).astype(np.int32)
 
 
-def load_and_convert_weights(path, dtype="bfloat16") -> XfmrWeights:
+def to_numpy(x) -> np.ndarray:
+    """x as an array on the host: also a tensor of PyTorch's that has a gradient or lives on another device. Raises
+    ValueError for lists whose rows differ in length."""
+    try:
+        return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"expected text, or token ids [T] or [B,T], found {type(x).__name__}: {e}") from e
+
+
+def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
     """The weights of an official checkpoint (a folder or a name) as JAX arrays of dtype on the default device.
 
+    dtype: float32, bfloat16 or float64, by name or as NumPy's, JAX's or PyTorch's; float64 needs 64-bit JAX.
     One tensor at a time, so that the host holds at most the weights and one tensor; bfloat16 files go to bfloat16
-    arrays without a detour. Raises CheckpointError for whatever is wrong with the files.
+    arrays without a detour. Raises CheckpointError for whatever is wrong with the files, ValueError for another dtype.
     """
+    dtype = jnp.dtype(dtype_name(dtype))
     folder = find_checkpoint(path)
     config = load_config(folder)
     verify_checksums(folder)
-    dtype = jnp.dtype(dtype)
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
     arrays, embeddings = {}, None
@@ -182,9 +205,12 @@ def _wide(x):
 def load_model(name, dtype="float32") -> Model:
     """A model by official name ("Llama3.2-1B-Instruct"), by folder, or the demo ("SmolLM2-135M-Instruct").
 
+    dtype: as for load_and_convert_weights.
     Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
-    Raises CheckpointError, which says what to download when the model is not on this machine.
+    Raises CheckpointError, which says what to download when the model is not on this machine, and ValueError for a
+    dtype that the forward is not made for.
     """
+    dtype = dtype_name(dtype)
     _use_compilation_cache()
     folder = find_checkpoint(name)
     config = load_config(folder)

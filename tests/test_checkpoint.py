@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -27,15 +28,34 @@ def rewrite(folder, change):
     return folder
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_arrays_have_the_bits_of_the_file(tiny_checkpoint, dtype):
-    folder = tiny_checkpoint(dtype)
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+)
+def test_arrays_have_the_bits_of_the_file(tiny_checkpoint, stored, dtype):
+    folder = tiny_checkpoint(stored)
     weights = lab.load_and_convert_weights(folder, dtype)
     stored = torch.load(folder / "consolidated.00.pth", weights_only=True)
     for name, array in lab.weights.by_name(weights).items():
         assert str(array.dtype) == dtype
         assert np.array_equal(np.asarray(array, np.float32), stored[name].float().numpy())
     assert weights.output is weights.tok_embeddings
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [(x, "bfloat16") for x in ("bf16", jnp.bfloat16, torch.bfloat16, jnp.dtype("bfloat16"))]
+    + [(x, "float32") for x in ("float32", "fp32", "f32", np.float32, np.dtype("float32"), torch.float32)]
+    + [("float64", "float64")],
+)
+def test_a_dtype_has_many_spellings(spelling, name):
+    assert lab.config.dtype_name(spelling) == name
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float16, torch.float16, "int8", "half", None, 32])
+def test_other_dtypes_are_refused(tiny_checkpoint, dtype):
+    for load in (lab.load_model, lab.load_and_convert_weights):
+        with pytest.raises(ValueError, match="expected the dtype float32, bfloat16 or float64.*float16 cannot hold"):
+            load(tiny_checkpoint(), dtype)
 
 
 def test_untied_output_is_an_array_of_its_own(tiny_checkpoint):

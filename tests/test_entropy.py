@@ -1,4 +1,6 @@
 import math
+import sys
+import types
 from functools import partial
 from pathlib import Path
 
@@ -308,6 +310,27 @@ class TestTrace:
         np.savez(tmp_path / "other.npz", x=1)
         with pytest.raises(ValueError, match="is not a trace"):
             lab.Trace.load(tmp_path / "other.npz")
+
+    def test_loaded_by_the_name_it_was_saved_by(self, tiny32, tmp_path):
+        trace = lab.trace_text(tiny32, [5, 17, 3])
+        trace.save(tmp_path / "x")
+        assert lab.Trace.load(tmp_path / "x").tokens.tolist() == [17, 3]
+
+    def test_one_line(self, tiny32):
+        trace = lab.trace_text(tiny32, [5, 17, 3])
+        assert repr(trace).startswith("Trace(2 tokens, mean entropy ") and "3 layers, 4 heads" in repr(trace)
+        assert repr(trace[:0]) == "Trace(0 tokens, 3 layers, 4 heads)"
+        want = "Model(tiny, float32, 3 layers of dim 64, 4 heads on 2, vocabulary 128, no tokenizer)"
+        assert repr(tiny32) == want
+
+    def test_a_table(self, tiny32, monkeypatch):
+        trace = lab.trace_text(tiny32, [5, 17, 3])
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match="to_pandas needs pandas: pip install pandas"):
+            trace.to_pandas()
+        monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=dict))  # it is not installed here
+        table = trace.to_pandas()
+        assert table["piece"] == trace.pieces and {np.shape(column) for column in table.values()} == {(2,)}
 
     def test_a_part(self, tiny32):
         trace = lab.trace_text(tiny32, tokens_for(tiny32, 1, 12))

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import entropix_lab as lab
 from entropix_lab.samplers import Greedy
@@ -67,6 +68,21 @@ def test_a_rows_randomness_is_its_own(tiny32):
     four = draw([PROMPTS[0]] * 4, range(4))
     assert len({tuple(t) for t in four}) == 4
     assert draw([PROMPTS[0]] * 2, 3)[0] == draw([PROMPTS[0]] * 2, 3)[1]
+
+
+def test_a_seed_gives_the_same_in_any_place_of_its_batch(tiny):
+    """In either dtype: what bfloat16 cannot promise is the same row in a batch of another size."""
+    prompts, seeds = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[1]], [7, 8, 7, 9]
+    draw = lambda *order: lab.generate(tiny, [prompts[i] for i in order], 20, Draw(), [seeds[i] for i in order])
+    forth, back = draw(0, 1, 2, 3), draw(3, 2, 1, 0)
+    assert all((a.tokens == b.tokens).all() for a, b in zip(forth, back[::-1], strict=True))
+    assert (forth[0].tokens == forth[2].tokens).all()
+
+
+def test_in_float64(tiny32):
+    with jax.enable_x64(True):
+        truth = lab.generate(lab.load_model(tiny32.path, "float64"), PROMPTS[0], 8)[0]
+    assert truth.tokens.tolist() == lab.generate(tiny32, PROMPTS[0], 8)[0].tokens.tolist()
 
 
 def test_rows_that_share_a_prompt_are_those_that_do_not(tiny32):
@@ -171,7 +187,7 @@ def test_streams_whole_characters(demo, capsys):
     assert "".join(p for _, p in pieces) == text == g.text and {row for row, _ in pieces} == {0}
     assert not any("\ufffd" in p for _, p in pieces) and len(pieces) < len(tokens)
     lab.generate(demo, "x", len(tokens), Script(tokens), stream=True)
-    assert capsys.readouterr().out == text
+    assert capsys.readouterr().out == text + "\n"
     half = tokens[: tokens.index(demo.tokenizer.encode(" 北")[0]) + 1]
     assert lab.generate(demo, "x", len(half), Script(half))[0].text == "naïve \ufffd"
 
@@ -185,6 +201,25 @@ def test_streams_whole_characters(demo, capsys):
         ([list(range(20))], dict(max_seq_len=20), "prompt 0 has 20 tokens.*max_seq_len=20"),
         ([[1], [2]], dict(seed=[1, 2, 3]), "one to each of the 2 prompts, found 3"),
         ("text", {}, "no tokenizer.model"),
+        (5, {}, "expected text, or token ids .*, found 5$"),
+        (None, {}, "expected text, or token ids .*, found None"),
+        ({"text": "a"}, {}, "expected text, or token ids .*, found {'text': 'a'}"),
+        ([None], {}, "expected text, or token ids .*, found None"),
+        ([[1, [2]]], {}, "expected text, or token ids .*, found list"),
+        ([1.0, 2.0], {}, "expected text, or token ids .*, found 1.0"),
+        ([1, 2**32 + 3], {}, "token 4294967299 is outside the vocabulary of 128"),
+        ([1, -1], {}, "token -1 is outside the vocabulary of 128"),
+        ([1], dict(sampler="top_p"), "expected a sampler, .*, found 'top_p'"),
+        ([1], dict(sampler=lab.samplers.greedy), r"expected a sampler, .*: write greedy\(...\)"),
+        ([1], dict(sampler=Greedy), r"expected a sampler, .*: write Greedy\(...\)"),
+        ([1], dict(seed=-1), r"expected a seed from 0 to 2\*\*32 - 1, .*, found -1"),
+        ([1], dict(seed=None), "expected a seed .*, found None"),
+        ([1], dict(seed=2**40), "expected a seed .*, found 1099511627776"),
+        ([1], dict(trace="foo"), "trace must be True, False or \"lens\", found 'foo'"),
+        ([1], dict(stop="."), "stop strings need a tokenizer"),
+        ([1], dict(sampler=lab.samplers.adaptive()), "without a tokenizer .*clarifying=None"),
+        ([1], dict(sampler=lab.samplers.dirichlet()), "vocab_size is not set"),
+        ([1], dict(sampler=lab.samplers.dirichlet(vocab_size=9)), r"expected logits of \(1, 9\)"),
     ],
 )
 def test_errors(tiny32, prompts, options, message):
@@ -198,6 +233,43 @@ def test_prompts_of_every_kind(demo):
         lab.generate(demo, p, 2)[0] for p in ("One two", ["One two"], ids, [ids], np.array(ids), np.array([ids]))
     ]
     assert all((r.tokens == results[0].tokens).all() for r in results)
+
+
+def test_an_array_is_one_prompt_and_its_rows_are_several(tiny32):
+    ids, wide = [5, 17, 3], [[5, 17, 3], [9, 9, 2]]
+    grad = torch.tensor([float(i) for i in ids], requires_grad=True).to(torch.int32)
+    ones = [np.array(ids), jnp.array(ids), torch.tensor(ids), grad, tuple(ids), [jnp.int32(i) for i in ids]]
+    mixed = [torch.tensor(ids), jnp.array([[9, 9, 2]])]
+    for given, rows in [*((one, [ids]) for one in ones), (jnp.array(wide), wide), (torch.tensor(wide), wide)]:
+        assert [r.tolist() for r in module.prompt_rows(tiny32, given)] == rows
+    assert [r.tolist() for r in module.prompt_rows(tiny32, mixed)] == wide
+    assert len(lab.generate(tiny32, jnp.array(ids), 2)) == 1
+    assert len(lab.trace_text(tiny32, torch.tensor(ids))) == 2
+
+
+def test_without_a_tokenizer(tiny32):
+    for sampler in (lab.samplers.dirichlet(vocab_size=128), lab.samplers.adaptive(clarifying_id=7)):
+        assert len(lab.generate(tiny32, PROMPTS[0], 4, sampler)[0].tokens) == 4
+    for call in (lambda: lab.chat(tiny32, "Hi"), lambda: lab.branch(tiny32, [1, 2])):
+        with pytest.raises(ValueError, match="no tokenizer.model"):
+            call()
+
+
+def test_a_stop_string_is_never_streamed_in_part(demo, capsys):
+    """Over several tokens, at the very end, and where it only seemed to begin."""
+    tokens = demo.tokenizer.encode("one END two ENDING three EN")
+    for stop, text in [("ENDING", "one END two "), ("three END", "one END two ENDING three EN"), (".", None)]:
+        pieces = []
+        stream = lambda row, piece, pieces=pieces: pieces.append(piece)
+        g = lab.generate(demo, "x", len(tokens), Script(tokens), stop=[stop, "***"], stream=stream)[0]
+        assert "".join(pieces) == g.text == (text or demo.tokenizer.decode(tokens)) and len(pieces) > 3
+    lab.generate(demo, "x", len(tokens), Script(tokens), stop=["ENDING"], stream=True)
+    assert capsys.readouterr().out == "one END two \n"
+
+
+def test_rows_are_streamed_apart(demo, capsys):
+    gens = lab.generate(demo, ["One, two,", "Monday,"], 5, stream=True)
+    assert capsys.readouterr().out == "".join(f"[{i}] {g.text}\n" for i, g in enumerate(gens))
 
 
 def test_the_default_sampler_is_greedy():

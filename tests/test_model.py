@@ -151,6 +151,20 @@ def test_bad_inputs(tiny, tokens, start_pos, message):
         lab.xfmr(tiny.weights, tiny.config, tokens, start_pos, cache_for(tiny, 1, 8))
 
 
+def test_a_cache_of_another_dtype_is_refused(tiny_checkpoint):
+    model = lab.load_model(tiny_checkpoint(), "bfloat16")
+    with pytest.raises(ValueError, match=r'the cache is float32, the weights are bfloat16.*dtype="bfloat16"'):
+        lab.xfmr(model.weights, model.config, jnp.zeros((1, 2), jnp.int32), 0, lab.KVCache.new(model.config))
+
+
+def test_the_defaults_fit_together(tiny_checkpoint):
+    folder = tiny_checkpoint("bfloat16")
+    weights, config = lab.load_and_convert_weights(folder), lab.load_config(folder)
+    assert lab.KVCache.new(config, dtype="bf16").k[0].dtype == jnp.bfloat16
+    logits, _ = lab.xfmr(weights, config, jnp.zeros((1, 2), jnp.int32), 0, lab.KVCache.new(config))
+    assert weights.norm.dtype == jnp.float32 and logits.shape == (1, 2, 128)
+
+
 def test_encode(tiny):
     assert tiny.encode([1, 2]).shape == (1, 2)
     with pytest.raises(ValueError, match="no tokenizer.model"):

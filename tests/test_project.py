@@ -41,6 +41,12 @@ def test_constraints_lie_in_the_ranges():
         assert name not in ranges or version in ranges[name].specifier, name
 
 
+def test_citation_and_changelog_are_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["title"], citation["version"]) == (PROJECT["name"], PROJECT["version"])
+    assert f"\n## {PROJECT['version']} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_import_is_light():
     code = "import sys, entropix_lab; sys.exit(not {'torch', 'llama_models', 'transformers'}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -330,6 +330,10 @@ class TestBind:
         assert lab.samplers.adaptive(clarifying=None).bind(demo.tokenizer).clarifying_id is None
         assert lab.samplers.dirichlet().bind(demo.tokenizer).vocab_size == demo.config.vocab_size
 
+    def test_what_was_given_is_kept(self, demo):
+        assert lab.samplers.adaptive(clarifying_id=7).bind(demo.tokenizer).clarifying_id == 7
+        assert lab.samplers.dirichlet(vocab_size=9).bind(demo.tokenizer).vocab_size == 9
+
     def test_a_string_of_two_tokens_is_refused(self, demo):
         with pytest.raises(ValueError, match="must be one token"):
             lab.samplers.adaptive(clarifying="Could you clarify?").bind(demo.tokenizer)

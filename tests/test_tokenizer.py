@@ -94,6 +94,31 @@ def test_demo_chat_and_stop(demo):
     assert demo.tokenizer.stop_tokens == (2, 0)
 
 
+def test_content_in_parts(demo):
+    parts = [{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]
+    encode = demo.tokenizer.encode_dialog_prompt
+    assert encode([{"role": "user", "content": parts}]) == encode("Hi you")
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ([], r"list of {\"role\": one of system, user, assistant, \"content\": text}, found \[\]"),
+        (None, "found None"),
+        ({"role": "user", "content": "a"}, "expected a string or a list"),
+        (["a", "b"], r"messages\[0\]: expected .*, found 'a'"),
+        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], r"messages\[1\]: .*the role 'tool'"),
+        ([{"content": "a"}], "the role None"),
+        ([{"role": "user"}], "the content None"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "a part 'image_url': .* text parts"),
+        ([{"role": "user", "content": ["a"]}], "a part 'a'"),
+    ],
+)
+def test_what_is_no_conversation(llama3, messages, found):
+    with pytest.raises(ValueError, match=found):
+        llama3.encode_dialog_prompt(messages)
+
+
 def test_errors(demo, tmp_path):
     with pytest.raises(ValueError, match="token 49152 is outside the vocabulary of 49152"):
         demo.tokenizer.decode([1, 49152])

@@ -1,6 +1,9 @@
 import json
+from pathlib import Path
 
+import nbformat
 import numpy as np
+import papermill
 import pytest
 
 from entropix_lab import verdict
@@ -9,6 +12,36 @@ from entropix_lab import verdict
 def test_line():
     assert verdict.line(True, "x", "a", "b") == "PASS x: a; b"
     assert verdict.line(False, "x", "a").startswith("FAIL x")
+
+
+@pytest.mark.parametrize(
+    ("printed", "fails"),
+    [
+        (["PASS a: b", "nothing"], False),
+        (["PASS a: b", "a\nFAIL c: d\n"], True),
+        (["found: FAIL as planted", "PASS a: b"], False),
+        (["no verdict"], True),
+    ],
+)
+def test_make_fails_where_a_verdict_does(tmp_path, capsys, printed, fails):
+    """The executed notebook decides, whichever it is; what is expected to fail does not begin a line with FAIL."""
+    cells = [nbformat.v4.new_code_cell(f"print({text!r})") for text in printed]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "in.ipynb")
+    papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", kernel_name="python3", progress_bar=False)
+    with pytest.raises(SystemExit) as exit:
+        verdict.show(tmp_path / "out.ipynb")
+    assert bool(exit.value.code) == fails
+    shown = [line for text in printed for line in text.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert capsys.readouterr().out.splitlines()[1:] == shown
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    assert "verdict.show('outputs/$(NOTEBOOK).ipynb')" in makefile
+
+
+def test_listed():
+    for value in ("64 512", "[64, 512]", "64,512", [64, 512], (64, 512)):
+        assert verdict.listed(value) == [64, 512]
+    assert verdict.listed("['F01', 'F02']") == ["F01", "F02"] == verdict.listed("F01 F02")
+    assert verdict.listed("[]") == [] and verdict.listed(64) == [64] and verdict.listed("F01") == ["F01"]
 
 
 def test_json_is_whole_or_absent(tmp_path, monkeypatch):

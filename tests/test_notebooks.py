@@ -1,0 +1,48 @@
+"""The notebooks run on another model, with other parameters than their own, as papermill's command line gives them."""
+
+import base64
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from entropix_lab.demo import TINY, write_random_checkpoint
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+RUNS = {  # the longest first
+    "07_samplers": "-p n_tasks 10 -p samples 1 -p plain_samples 2 -p max_new_tokens 3",
+    "01_weights": "-p text Hi",
+    "04_entropy": "-p text 'A short text.' -p n_tokens 512",
+    "05_cache": "-p positions '16 64' -p new_tokens 80",
+    "06_generate": "-p dtype bfloat16 -p n_prompts 2 -p n_tokens 3",
+    "09_faults": "-p live '[\"F04\"]' -p small_live F10 -p correct C01 -p text 'A short text.'",
+}
+
+
+def papermill(name, model, folder):
+    command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{name}.ipynb", folder / f"{name}.ipynb", "-p", "model"]
+    command += [model, *shlex.split(RUNS[name]), "--no-progress-bar", "--cwd", NOTEBOOKS]
+    env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling is most of the time here
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A random model without scaled RoPE whose tokens are bytes, SmolLM2's special ones and what spells " ..."."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    tokens = [bytes([b]) for b in range(256)] + [b"..", b"...", b" ..."]
+    tokenizer = "".join(f"{base64.b64encode(t).decode()} {17 + i}\n" for i, t in enumerate(tokens)).encode()
+    params = TINY | dict(n_layers=4, vocab_size=17 + len(tokens), use_scaled_rope=False)
+    model = write_random_checkpoint(folder / "tiny", params, tokenizer_model=tokenizer)
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(papermill, name, model, folder) for name in RUNS}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_with_other_parameters(runs, name):
+    done = runs[name].result()
+    assert done.returncode == 0, done.stderr[-3000:]
