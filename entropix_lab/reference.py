@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 
 from .checkpoint import find_checkpoint, load_config, open_shards, shard_dim, tensor_shapes, verify_checksums
+from .config import dtype_name
 
 
 def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_batch_size=4) -> "Reference":
@@ -20,6 +21,7 @@ def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_bat
     """
     import torch
 
+    dtype = dtype_name(dtype)
     folder = find_checkpoint(path)
     config = load_config(folder)
     verify_checksums(folder)
@@ -71,14 +73,17 @@ class Reference:
             return self.transformer.forward(ids, start_pos).float().cpu().numpy()
 
     def greedy(self, tokens, max_new_tokens: int) -> np.ndarray:
-        """Free-running greedy decoding of one prompt [T] through Meta's own cache -> the new ids."""
-        new = []
+        """Free-running greedy decoding of one prompt, [T] or [1,T], through Meta's own cache -> the new ids. Raises
+        ValueError for several prompts."""
+        tokens, new = np.atleast_2d(tokens), []
+        if len(tokens) != 1:
+            raise ValueError(f"expected one prompt [T] or [1,T], found token ids of {tokens.shape}")
         with _single_rank():
             logits = self.logits(tokens)
             for i in range(max_new_tokens):
                 new.append(int(logits[0, -1].argmax()))
                 if i + 1 < max_new_tokens:
-                    logits = self.logits([new[-1:]], len(tokens) + i)
+                    logits = self.logits([new[-1:]], tokens.shape[1] + i)
         return np.array(new, np.int32)
 
     def taps(self, tokens, start_pos: int = 0, sink=None) -> "OrderedDict[str, np.ndarray]":

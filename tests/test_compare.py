@@ -345,3 +345,10 @@ def test_figures_are_drawn(pair):
     lab.plots.tensor_sizes(model.config)
     lab.plots.attention_map(reference.taps(TOKENS)["layers.0.attention.probs"][0], [str(t) for t in TOKENS[0]])
     plt.close("all")
+
+
+def test_the_references_greedy_takes_one_prompt_in_either_shape(pair):
+    _, reference = pair
+    assert np.array_equal(reference.greedy(TOKENS, 4), reference.greedy(TOKENS[0], 4))
+    with pytest.raises(ValueError, match=r"expected one prompt \[T\] or \[1,T\], found token ids of \(2, 24\)"):
+        reference.greedy(np.repeat(TOKENS, 2, 0), 4)

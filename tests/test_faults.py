@@ -13,7 +13,7 @@ TOKENS = np.random.default_rng(0).integers(0, 128, (2, 24))
 FAULTS = {f.name: f for f in faults.FAULTS}
 # What bfloat16 rounds away is the question there; the large ones are found in any dtype, but F33, whose terms depend on
 # the order of the sum, must not raise its own floor.
-SMALL = ("F03", "F08", "F10", "F11", "F12", "F21", "F32", "F33", "F35")
+SMALL = "F03 F08 F10 F11 F12 F21 F32 F33 F35 F39 F41 F42 F43 F44 F46".split()
 CASES = [("float32", f.name) for f in faults.FAULTS if f.needs != "bfloat16"] + [("bfloat16", name) for name in SMALL]
 
 
@@ -42,11 +42,14 @@ def clean(pair):
 @pytest.mark.parametrize("control", faults.CONTROLS, ids=lambda f: f.name)
 def test_correct_variants_are_silent(control, pair, clean):
     report = control.compare(*pair, TOKENS)
-    assert report.first_divergence is None
-    # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
-    changed = any(row.our_error != before.our_error for row, before in zip(report.rows, clean.rows, strict=True))
-    # on a CPU, products do not depend on how they are cut; C06 is exact where dim is a power of four, as here
-    assert changed or pair[0].dtype == "bfloat16" or control.name in ("C01", "C06", "C09", "C10")
+    assert report.passed, report.explain()
+    if control.tokens is None and len(report.rows) == len(clean.rows):
+        # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
+        changed = any(row.our_error != before.our_error for row, before in zip(report.rows, clean.rows, strict=True))
+        # on a CPU, products do not depend on how they are cut; C06 is exact where dim is a power of four, as here; a
+        # mask of another number moves no live score
+        same = ("C01", "C06", "C09", "C10", "C12", "C13")
+        assert changed or pair[0].dtype == "bfloat16" or control.name in same
 
 
 def test_a_fault_leaves_nothing_behind(pair, clean):
