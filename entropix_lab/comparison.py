@@ -152,7 +152,7 @@ class Comparison:
                 ours_off, theirs_off = errors(ours, truth), errors(theirs, truth)
                 plain_off = ours_off if plain is ours else errors(plain, truth)
             direct = direct_of(ours, theirs)
-            of = self.samples.of
+            of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
             for op in theirs:
                 seen = Seen(
                     of(direct[op].error),
@@ -160,7 +160,7 @@ class Comparison:
                     of(ours_off[op]),
                     of(theirs_off[op]),
                     of(plain_off[op]),
-                    ratios(self.samples, ours_off[op], theirs_off[op]),
+                    ratios(self.samples, ours_off[op], theirs_off[op], direct[op].share * half_ulp),
                 )
                 views[op][view] = seen
                 if view == "accumulated":

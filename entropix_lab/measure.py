@@ -117,13 +117,14 @@ def _direct(ours, theirs):
     return jnp.stack([one(op, ours[op], theirs[op]) for op in sorted(ours)])
 
 
-def ratios(samples, ours, theirs):
-    """How many times further from the truth ours is than theirs, at the median and at the worst position: [B,T] each.
-    Where theirs happens to be exact, its median position stands for it."""
+def ratios(samples, ours, theirs, largest):
+    """How many times further from the truth ours is than theirs, at the median and at the worst position, of [B,T]
+    each. Where theirs happens to be exact, its median position stands for it, and no less than the rounding of the
+    position's largest entry (largest [B,T]), in which a massive one's norm lies."""
     (our_median, _), (their_median, _) = samples.of(ours), samples.of(theirs)
     least = max(their_median, UNIT)
     with np.errstate(invalid="ignore"):  # infinite by infinite, of padding or of what is reported as such
-        worst = np.maximum(ours, UNIT) / np.maximum(theirs, least)
+        worst = np.maximum(ours, UNIT) / np.maximum(theirs, np.maximum(least, largest))
     return max(our_median, UNIT) / least, samples.of(worst)[1]
 
 
