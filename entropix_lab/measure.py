@@ -128,11 +128,11 @@ def ratios(samples, ours, theirs, largest):
     return max(our_median, UNIT) / least, samples.of(worst)[1]
 
 
-def low_precision(name, x) -> str:
-    """The name of the narrower dtype that the numbers of a tap [B,T,...] fit, "" where they need float32."""
+def low_precision(x, numbers) -> str:
+    """The name of the narrower dtype of a tap [B,T,...], or if asked of what its numbers fit; "" where it has none."""
     if x.dtype in (jnp.float16, jnp.bfloat16):
         return str(x.dtype)
-    if name == "tok_embeddings" or x.dtype != np.float32:  # a bfloat16 file's embeddings are that in float32 too
+    if not numbers or x.dtype != np.float32:
         return ""
     some = np.asarray(x).ravel()[:4096]
     some = some[np.isfinite(some) & (some != 0) & (some > -1e4)]
