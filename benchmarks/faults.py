@@ -55,7 +55,7 @@ class Bench:
     def controls(self):
         prompts = self.prompts(21)
         batches = [np.array([p for p in prompts if len(p) == n]) for n in LENGTHS]
-        for control in CONTROLS:
+        for control in (c for c in CONTROLS if c.exists_in(self.model)):
             reports = control.reports(self.model, self.reference, batches)
             for tokens, report in zip(batches, reports, strict=True):
                 yield self._nearest(report, tokens, control.name)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import truth
 from .model import at_least_float32, attend
 from .rope import precompute_freqs_cis
+from .taps import full_name
 from .trials import Fault
 
 
@@ -84,6 +86,24 @@ def _a_long_run(tokens):
     return np.concatenate([row[:half], np.full(len(row), row[half]), row[half:]])[None]
 
 
+def _a_long_text(tokens):
+    return np.resize(tokens[0], (1, 700))
+
+
+def _in_float64(reference, tokens):
+    """Another port's taps, more exact than float32: Meta's weights in double precision."""
+    state = {n: p.detach().float().cpu().numpy() for n, p in reference.transformer.state_dict().items()}
+    x, taps = truth.wide(state["tok_embeddings.weight"][tokens]), {}
+    taps["tok_embeddings"] = x
+    for i in range(reference.config.n_layers):
+        name = f"layers.{i}."
+        of_layer = {k.removeprefix(name).split(".")[-2]: v for k, v in state.items() if k.startswith(name)}
+        x, found = truth.layer(LayerWeights(**of_layer), reference.config, x)
+        taps |= {full_name(i, op): value for op, value in found.items()}
+    weights = XfmrWeights(None, state["norm.weight"], state["output.weight"], ())
+    return {n: t.astype(np.float32) for n, t in (taps | truth.head(weights, reference.config, x)).items()}
+
+
 def _logits_alone(reference, tokens):
     return {"output": reference.taps(tokens)["output"]}
 
@@ -128,4 +148,5 @@ CONTROLS = (
     Fault("C15", "a long run of one token in a text", "", tokens=_a_long_run),
     Fault("C16", "the logits alone", "", theirs=_logits_alone),
     Fault("C17", "Meta's model with torch's fused attention", "", theirs=_with_fused_attention),
+    Fault("C18", "a port in float64 on a long text", "", tokens=_a_long_text, theirs=_in_float64, needs="float32"),
 )  # fmt: skip

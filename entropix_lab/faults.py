@@ -134,6 +134,15 @@ def _rms_norm_over_the_batch(x, weight, eps):
     return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
 
 
+def _nothing_for_one_row(xq, keys, values, live, tap):
+    out = attend(xq, keys, values, live, tap)
+    return out * 0 if len(xq) == 1 else out
+
+
+def _first_rows_positions(config, T, start_pos, S, dtype):
+    return positions_and_mask(config, T, jnp.full_like(start_pos, start_pos[0]), S, dtype)
+
+
 def _permute_as_hugging_face(w, heads):
     """Rows of every head from Meta's pairs (2j, 2j+1) to (j, j + H/2)."""
     return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
@@ -305,4 +314,8 @@ FAULTS = (
           _weights(layer_weights=_first_w2_and_a_noisy_layer), needs="float32"),
     Fault("F46", "RMSNorm averages over the batch", "layers.0.attention_norm",
           replace={"rms_norm": _rms_norm_over_the_batch}),
+    Fault("F47", "the first row's positions for all rows", "layers.0.attention.xq_rope",
+          replace={"positions_and_mask": _first_rows_positions}, mode="cached"),
+    Fault("F48", "attention gives nothing where the batch is one row", "layers.0",
+          replace={"attend": _nothing_for_one_row}),
 )  # fmt: skip

@@ -119,8 +119,9 @@ def _direct(ours, theirs):
 
 def ratios(samples, ours, theirs, largest):
     """How many times further from the truth ours is than theirs, at the median and at the worst position, of [B,T]
-    each. Where theirs happens to be exact, its median position stands for it, and no less than the rounding of the
-    position's largest entry (largest [B,T]), in which a massive one's norm lies."""
+    each. theirs: the other's distance, or the noise of correct variants where that is larger: the other may be more
+    exact than float32 is. Where it happens to be exact at a position, its median stands for it, and no less than the
+    rounding of the position's largest entry (largest [B,T]), in which a massive one's norm lies."""
     (our_median, _), (their_median, _) = samples.of(ours), samples.of(theirs)
     least = max(their_median, UNIT)
     with np.errstate(invalid="ignore"):  # infinite by infinite, of padding or of what is reported as such

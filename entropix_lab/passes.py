@@ -222,32 +222,32 @@ class Pass:
     """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in.
 
     plan: (first position of each row [B], number of tokens) of each piece that goes through the cache in turn, None for
-    one piece. What a later piece computes of a position takes the place of what an earlier one did. stranger: a single
-    row gets an unrelated one beside it, from which nothing may leak.
+    one piece. What a later piece computes of a position takes the place of what an earlier one did. stranger: an
+    unrelated row stands before the others, at other positions where there are pieces, and nothing of it may leak.
     """
 
     def __init__(self, config, shape, variant=AS_IT_IS, programs=INNOCENT, plan=None, stranger=False):
         self.config, self.variant, self.programs, (self.B, self.T) = config, variant, programs, shape
-        self.stranger = stranger and self.B == 1
+        self.stranger = stranger
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
         self.cache = None  # keys and values [B,T,K,H] of the last layer that was run
 
     def layer(self, w, x, theirs, forced):
         """One layer on the stream x [B,T,D] -> (the stream after it, {op: tap}). forced: every op then reads theirs,
         {op: tap}, where there is one."""
-        n = self.variant.copies + self.stranger
-        forced = jnp.full(len(x) * n, forced).at[len(x) :].set(forced and not self.stranger)
+        forced = jnp.full(len(x) * self.variant.copies, forced)
         if self.stranger:
-            x = jnp.concatenate([x, x[:, ::-1] / 2])
-            theirs = {op: jnp.concatenate([a, jnp.zeros_like(a)]) for op, a in theirs.items()}
-        elif n > 1:
-            x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * n), (x, theirs))
+            x, forced = jnp.concatenate([x[:1, ::-1] / 2, x]), jnp.pad(forced, (1, 0))
+            theirs = {op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in theirs.items()}
+        elif self.variant.copies > 1:
+            x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * self.variant.copies), (x, theirs))
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
         keys = values = jnp.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
         w, taps = self.variant.form(w), {}
         for start, length in self.plan:
-            start = jnp.asarray(np.tile(start, n))
+            start = np.tile(start, self.variant.copies)
+            start = jnp.asarray(np.append(np.maximum(start[:1] - 1, 0), start) if self.stranger else start)
             whole, pieces = length == self.T, {"stream": x, **theirs}
             pieces = pieces if whole else _cut(pieces, start, length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
@@ -257,8 +257,8 @@ class Pass:
             found["stream"] = piece
             taps = found if whole else _put(taps, found, start, self.T)
         out = taps.pop("stream")
-        self.cache = keys[: self.B], values[: self.B]
-        return out[: self.B], {op: a[: self.B] for op, a in taps.items()}
+        self.cache = keys[-self.B :], values[-self.B :]
+        return out[-self.B :], {op: a[-self.B :] for op, a in taps.items()}
 
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
