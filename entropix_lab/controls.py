@@ -15,6 +15,7 @@ from .model import at_least_float32, attend
 from .rope import precompute_freqs_cis
 from .taps import full_name
 from .trials import Fault
+from .weights import LayerWeights, XfmrWeights
 
 
 def _rope_as_complex(x, cos, sin):
@@ -87,7 +88,7 @@ def _a_long_run(tokens):
 
 
 def _a_long_text(tokens):
-    return np.resize(tokens[0], (1, 700))
+    return np.resize(tokens[0], (1, 450))
 
 
 def _in_float64(reference, tokens):
