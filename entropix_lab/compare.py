@@ -63,6 +63,8 @@ def compare_compiler(model, prompts, replace=None) -> Report:
 def compare_programs(model, reference, prompts, mode, programs) -> Report:
     """compare, with functions or compiler options on trial inside programs: what is traced once serves all prompts of
     one shape."""
+    if not hasattr(model, "weights"):
+        raise ValueError(f"expected a model of load_model, found {type(model).__name__}")
     tokens, valid = _padded(model, prompts)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")

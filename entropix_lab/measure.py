@@ -162,9 +162,10 @@ def other_tokens(model, tokens, valid, theirs) -> str:
 
 
 def _log_softmax(x):
-    x = x.astype(np.float64)
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # an infinite logit has none, and is reported as such
+        x = x.astype(np.float64)
+        x = x - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
 def kl(p, q) -> np.ndarray:

@@ -6,6 +6,7 @@ One layer at a time, so that a long prompt or a large model needs the memory of 
 import contextlib
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,13 +22,19 @@ from .model import EXACT, KVCache, at_least_float32, check_inputs, xfmr_with_tap
 from .taps import OPS, OUTER_OPS, full_name, tap_names
 from .weights import fused
 
-# The functions of model.py as they were written: what judges another function must not be it.
-ORIGINALS = {name: f for name, f in vars(forward).items() if inspect.isfunction(f)}
+# The functions of model.py as they were written: what judges another function must not be it. Copies, because a reload
+# of the module changes the code of a function in its place.
+_AS_WRITTEN = {name: (f, f.__code__) for name, f in vars(forward).items() if inspect.isfunction(f)}
+ORIGINALS = {
+    name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)
+    for name, (f, code) in _AS_WRITTEN.items()
+}
 
 
 def patched() -> list[str]:
-    """Names of functions of model.py that somebody has set to another one."""
-    return [name for name, f in ORIGINALS.items() if getattr(forward, name) is not f]
+    """Names of functions of model.py that somebody has set to another one, or rewritten."""
+    changed = lambda f, code, now: now is not f or now.__code__ is not code
+    return [name for name, (f, code) in _AS_WRITTEN.items() if changed(f, code, getattr(forward, name))]
 
 
 @contextlib.contextmanager
