@@ -243,8 +243,8 @@ def _on_trial(who):
     """Errors of what is on trial, in words."""
     try:
         yield
-    except (TypeError, RecursionError) as error:
+    except Exception as error:
         raise ValueError(
             f"with functions of model.py replaced, {who} does not run: a function on trial takes what the one of "
-            f"model.py takes and returns the dtype that it is given ({error})"
+            f"model.py takes and returns the dtype that it is given ({type(error).__name__}: {error})"
         ) from error

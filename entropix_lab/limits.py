@@ -120,13 +120,14 @@ def rows(found, dtype, metas, samples):
         so_far[op] = np.maximum(np.maximum(noise(f, "accumulated"), so_far.get(op, 0)), floors["local"])
         floors["accumulated"] = so_far[op]
         shares = {"accumulated": share, "local": share, "op": f.share}
+        views = {v: _view(f, v, floors[v], shares[v], dtype, metas, samples) for v in VIEWS}
         yield Row(
             f.tap,
-            **{v: _view(f, v, floors[v], shares[v], dtype, metas, samples) for v in VIEWS},
+            **views,
             whole=f.whole and _whole_view(f, floors["local"], dtype, samples),
             own_layer=f.own_layer,
             missing_inputs=f.missing_inputs,
-            truth_ratio=_doubt(f, dtype),
+            truth_ratio=_doubt(f, dtype, views["op"]),
             meta_error=f.views["accumulated"].theirs,
             our_error=f.views["accumulated"].ours,
             local_meta_error=f.views["local"].theirs,
@@ -199,12 +200,14 @@ def _whole_view(found, noise, dtype, samples):
     return View(found.whole, floor, limit, float(ratio) if np.isfinite(ratio) else float("inf"))
 
 
-def _doubt(found, dtype):
+def _doubt(found, dtype, op):
     """How far float32 lies from the truth on the other's own inputs, in units of what may still be rounding; where the
     other model lies as far, the truth is wrong."""
     if found.missing_inputs or found.nan:
         return 0.0
     if dtype == "bfloat16":  # its own roundings are far larger than any mistake that matters there
+        if op.limit_ratio > 1:  # the models do not agree: the other may be as near to the truth as it can
+            return 0.0
         return float(np.max(_finite(found.wide))) / (2.0**-11) if found.wide else 0.0
     seen = found.views["op"]
     most = DOUBT * np.maximum(np.max([_finite(n) for n in seen.noise], axis=0), UNIT)

@@ -106,7 +106,7 @@ def _direct(ours, theirs):
         error, nan = relative_error(op, x, y), lambda z: jnp.any(jnp.isnan(z), axes)
         nans = nan(x), nan(y)
         if op.endswith(".scores"):
-            x, y = (jnp.where(z < -1e4, 0, z) for z in (x, y))
+            x, y = (jnp.where(z < -9e3, 0, z) for z in (x, y))
         x, y = at_least_float32(x), at_least_float32(y)
         scale = jnp.maximum(jnp.max(jnp.maximum(jnp.abs(x), jnp.abs(y)), axes, keepdims=True), 1e-37)
         u, v = x / scale, y / scale

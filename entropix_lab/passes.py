@@ -16,25 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import model as forward
-from . import truth
+from . import rope, truth
 from . import weights as weights_module
 from .model import EXACT, KVCache, at_least_float32, check_inputs, xfmr_with_taps
 from .taps import OPS, OUTER_OPS, full_name, tap_names
 from .weights import fused
 
-# The functions of model.py as they were written: what judges another function must not be it. Copies, because a reload
-# of the module changes the code of a function in its place.
-_AS_WRITTEN = {name: (f, f.__code__) for name, f in vars(forward).items() if inspect.isfunction(f)}
+# What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
+# copies are kept, because a reload of the module changes the code of a function in its place.
+_OWNERS = (forward, weights_module, rope, weights_module.LayerWeights, weights_module.FusedLayerWeights)
+_AS_WRITTEN = [(o, name, f, f.__code__) for o in _OWNERS for name, f in vars(o).items() if inspect.isfunction(f)]
 ORIGINALS = {
     name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)
-    for name, (f, code) in _AS_WRITTEN.items()
+    for owner, name, f, code in _AS_WRITTEN
+    if owner is forward
 }
 
 
 def patched() -> list[str]:
-    """Names of functions of model.py that somebody has set to another one, or rewritten."""
-    changed = lambda f, code, now: now is not f or now.__code__ is not code
-    return [name for name, (f, code) in _AS_WRITTEN.items() if changed(f, code, getattr(forward, name))]
+    """Names of functions of the forward that somebody has set to another one, or rewritten."""
+    now = lambda owner, name: getattr(owner, name)
+    return [n for o, n, f, code in _AS_WRITTEN if now(o, n) is not f or now(o, n).__code__ is not code]
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ class Programs:
         def standing():
             if functions is not None:
                 return replaced(functions)
-            return replaced([(name, ORIGINALS[name]) for name in patched()])
+            return replaced([(name, ORIGINALS[name]) for name in patched() if name in ORIGINALS])
 
         def layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, around=()):
             with standing(), replaced(_wrapped(around)):
@@ -141,15 +143,17 @@ def _wrapped(around):
 
 def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     """(taps, cache) of the forward as it is used, one program to a piece of the plan (as in Pass): the stream between
-    the layers, "norm" and "output" of tokens [B,T], and the KVCache that it leaves, T slots."""
+    the layers, "norm" and "output" of tokens [B,T], and the first T slots of the KVCache that it leaves. In pieces the
+    cache has more slots than are ever written, as in generation; they hold what must never be read."""
     (B, T), tokens, taps = tokens.shape, jnp.asarray(tokens), {}
-    cache = KVCache.new(model.config, B, T, model.dtype)
+    cache = KVCache.new(model.config, B, 2 * max(T, 128) if plan else T, model.dtype)
+    cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
         with jax.default_matmul_precision(model.matmul_precision):
             found, cache = programs.whole(model.weights, model.config, piece, start, cache)
         taps = found if length == T else _put(taps, found, start, T)
-    return taps, cache
+    return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
 
 class Variant(NamedTuple):

@@ -9,7 +9,7 @@ import pytest
 
 import entropix_lab as lab
 from entropix_lab import model as forward
-from entropix_lab import truth
+from entropix_lab import truth, weights
 from entropix_lab.faults import FAULTS
 from entropix_lab.measure import Samples, relative_error
 from entropix_lab.model import rms_norm
@@ -80,6 +80,26 @@ def test_a_function_rewritten_in_its_place(pair, monkeypatch):
     assert lab.compare(model, reference, TOKENS).passed
     monkeypatch.setattr(forward.silu, "__code__", (lambda x: x * 0).__code__)
     assert lab.compare(model, reference, TOKENS).first_divergence.tap == "layers.0.feed_forward.w2"
+
+
+def test_a_product_that_somebody_patched(pair, monkeypatch):
+    model, reference = pair
+    assert lab.compare(model, reference, TOKENS).passed
+    linear = weights.linear
+    monkeypatch.setattr(weights, "linear", lambda x, w: linear(x, w) * 1.01)
+    assert lab.compare(model, reference, TOKENS).first_divergence.tap == "layers.0.attention.wq"
+
+
+def test_a_slot_beyond_the_text_that_is_read(pair):
+    model, reference = pair
+
+    def beyond(config, T, start_pos, S, dtype):
+        freqs_cis, live = forward_mask(config, T, start_pos, S, dtype)
+        return freqs_cis, live | (jnp.arange(S) >= 128)
+
+    forward_mask = forward.positions_and_mask
+    report = lab.compare(model, reference, TOKENS, "cached", {"positions_and_mask": beyond})
+    assert report.first_divergence.tap == "layers.0"
 
 
 def test_a_function_whose_closure_changed_is_traced_anew(pair):
