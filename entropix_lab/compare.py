@@ -19,10 +19,10 @@ from .compiler import canary, without_fusions
 from .generate import prompt_rows
 from .limits import rows
 from .model import EXACT, KVCache, check_inputs
-from .passes import INNOCENT, OurTaps, Programs, patched
+from .passes import INNOCENT, Pass, Programs, patched
 from .reference import Reference, load_reference
 from .report import Report
-from .taps import tap_names
+from .taps import OPS, full_name, tap_names
 
 MODES = ("prefill", "cached")
 
@@ -58,6 +58,26 @@ def compare_compiler(model, prompts, replace=None) -> Report:
     programs = Programs(functions) if functions or patched() else INNOCENT
     unfused = OurTaps(model, Programs(functions, EXACT | without_fusions()))
     return compare_programs(model, unfused, prompts, "prefill", programs)
+
+
+class OurTaps:
+    """Our own taps by other programs, handed out as another implementation's are."""
+
+    def __init__(self, model, programs):
+        self.model, self.programs = model, programs
+
+    def taps(self, tokens, sink):
+        """sink(name, value) takes every value of tokens [B,T] in the order of execution."""
+        run = Pass(self.model.config, tokens.shape, programs=self.programs)
+        x = self.model.weights.tok_embeddings[tokens]
+        sink("tok_embeddings", x)
+        with jax.default_matmul_precision(self.model.matmul_precision):
+            for i, w in enumerate(self.model.weights.layer_weights):
+                x, taps = run.layer(w, x, {}, False)
+                for op in OPS:
+                    sink(full_name(i, op), taps[op])
+            for name, value in run.head(self.model.weights, x, {}, False).items():
+                sink(name, value)
 
 
 def compare_programs(model, reference, prompts, mode, programs) -> Report:

@@ -19,7 +19,7 @@ from . import model as forward
 from . import rope, truth
 from . import weights as weights_module
 from .model import EXACT, KVCache, at_least_float32, check_inputs, xfmr_with_taps
-from .taps import OPS, OUTER_OPS, full_name, tap_names
+from .taps import OUTER_OPS, tap_names
 from .weights import fused
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
@@ -304,26 +304,6 @@ class Truth:
         out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
         cut = lambda a, i: a[i * B : (i + 1) * B]
         return {view: (cut(out, i), {op: cut(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
-
-
-class OurTaps:
-    """Our own taps by other programs, handed out as another implementation's are."""
-
-    def __init__(self, model, programs):
-        self.model, self.programs = model, programs
-
-    def taps(self, tokens, sink):
-        """sink(name, value) takes every value of tokens [B,T] in the order of execution."""
-        run = Pass(self.model.config, tokens.shape, programs=self.programs)
-        x = self.model.weights.tok_embeddings[tokens]
-        sink("tok_embeddings", x)
-        with jax.default_matmul_precision(self.model.matmul_precision):
-            for i, w in enumerate(self.model.weights.layer_weights):
-                x, taps = run.layer(w, x, {}, False)
-                for op in OPS:
-                    sink(full_name(i, op), taps[op])
-            for name, value in run.head(self.model.weights, x, {}, False).items():
-                sink(name, value)
 
 
 def _token_axis(op):
