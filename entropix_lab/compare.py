@@ -42,10 +42,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     Raises ValueError where the two cannot be compared.
     """
     canary()
-    if not isinstance(replace or {}, Mapping):
-        raise ValueError(f"replace: expected a dict of {{name: function}} of model.py, found {type(replace).__name__}")
-    programs = Programs(tuple((replace or {}).items())) if replace or patched() else INNOCENT
-    return compare_programs(model, reference, prompts, mode, programs)
+    return compare_programs(model, reference, prompts, mode, programs_for(replace))
 
 
 def compare_compiler(model, prompts, replace=None) -> Report:
@@ -54,10 +51,17 @@ def compare_compiler(model, prompts, replace=None) -> Report:
     A difference beyond rounding is the compiler's, at the tap that the Report names. prompts and replace as in compare.
     Where the installed jaxlib has no such fusions to switch off, the two are the same programs.
     """
-    functions = tuple((replace or {}).items())
-    programs = Programs(functions) if functions or patched() else INNOCENT
-    unfused = OurTaps(model, Programs(functions, EXACT | without_fusions()))
-    return compare_programs(model, unfused, prompts, "prefill", programs)
+    programs = programs_for(replace)
+    unfused = Programs(tuple((replace or {}).items()), EXACT | without_fusions())
+    return compare_programs(model, OurTaps(model, unfused), prompts, "prefill", programs)
+
+
+def programs_for(replace) -> Programs:
+    """The programs of the forward with a dict of functions on trial; those that are there already where there is none,
+    and nobody has patched the forward. Raises ValueError for what is no dict of its functions."""
+    if not isinstance(replace or {}, Mapping):
+        raise ValueError(f"replace: expected a dict of {{name: function}} of model.py, found {type(replace).__name__}")
+    return Programs(tuple((replace or {}).items())) if replace or patched() else INNOCENT
 
 
 class OurTaps:

@@ -96,7 +96,6 @@ class Comparison:
         x = self.model.weights.tok_embeddings[self.tokens]
         self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
-        self.whole_stream = x
         truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}
         self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]}, truth)
         if "tok_embeddings" in self.group:
@@ -194,7 +193,8 @@ class Comparison:
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the
         stream that the former hands to it."""
         if "tok_embeddings" in self.group:
-            mine, whole = {"tok_embeddings": self.whole_stream}, {"tok_embeddings": self.whole["tok_embeddings"]}
+            mine = {"tok_embeddings": self.streams["accumulated", "ours"]}
+            whole = {"tok_embeddings": self.whole["tok_embeddings"]}
         elif "" in self.group:
             before = self.whole[full_name(self.layer - 1, "") if self.layer else "tok_embeddings"]
             run = self.runs["ours"]

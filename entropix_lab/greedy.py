@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from . import verdict
+from .compare import reference_for
 from .generate import generate, prompt_rows
 from .measure import pair_noise
 from .passes import VARIANTS, Pass, whole_taps
@@ -82,8 +83,6 @@ def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> G
     and ours goes on from the reference's tokens. More ties than the variants have among themselves are no rounding.
     Raises ValueError where the two cannot be compared.
     """
-    from .compare import reference_for  # compare knows what makes a pair
-
     if "sampler" in options:
         raise ValueError("compare_greedy has no sampler: Meta's model decodes greedily")
     rows = prompt_rows(model, prompts)

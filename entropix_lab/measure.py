@@ -20,7 +20,7 @@ class Samples:
     def __init__(self, tokens, valid):
         self.valid = valid
         ids, inverse, counts = np.unique(tokens[valid], return_inverse=True, return_counts=True)
-        self.weights, self.different, self.positions = 1 / counts[inverse], len(ids), int(valid.sum())
+        self.weights, self.different = 1 / counts[inverse], len(ids)
 
     def of(self, errors):
         """(median, worst) of errors [B,T]."""

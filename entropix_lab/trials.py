@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from .compare import compare_programs
-from .passes import INNOCENT, Programs
+from .compare import compare_programs, programs_for
 from .report import VIEWS, Report
 
 
@@ -48,7 +47,7 @@ class Fault(NamedTuple):
     def reports(self, model, reference, prompts_of_each):
         """A Report for each prompt: those of one length share their compiled programs."""
         replace = self.replace(model.config) if callable(self.replace) else self.replace
-        changed_model, programs = self.change(model), Programs(tuple(replace.items())) if replace else INNOCENT
+        changed_model, programs = self.change(model), programs_for(replace)
         for prompts in prompts_of_each:
             prompts = self.tokens(model.encode(prompts)) if self.tokens else prompts
             other = self.theirs(reference, model.encode(prompts)) if self.theirs else reference
