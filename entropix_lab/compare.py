@@ -84,9 +84,9 @@ class OurTaps:
                 sink(name, value)
 
 
-def compare_programs(model, reference, prompts, mode, programs) -> Report:
+def compare_programs(model, reference, prompts, mode, programs, judged=None) -> Report:
     """compare, with functions or compiler options on trial inside programs: what is traced once serves all prompts of
-    one shape."""
+    one shape. judged: as in Comparison."""
     if not hasattr(model, "weights"):
         raise ValueError(f"expected a model of load_model, found {type(model).__name__}")
     tokens, valid = _padded(model, prompts)
@@ -103,7 +103,7 @@ def compare_programs(model, reference, prompts, mode, programs) -> Report:
     else:
         metas, theirs, reference = True, "Meta's", reference_for(model, reference, *tokens.shape)
     check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
-    work = Comparison(model, tokens, valid, mode, programs)
+    work = Comparison(model, tokens, valid, mode, programs, judged)
     if isinstance(reference, Mapping):
         for name in tap_names(model.config.n_layers):
             work.take(name, reference.get(name))

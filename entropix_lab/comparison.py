@@ -5,6 +5,7 @@ its own layers run one by one.
 """
 
 import contextlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,26 @@ from .weights import LayerWeights, unfused
 SHOWN = ("attention.xk_rope", "attention.wv", "")
 
 
+class Judged(NamedTuple):
+    """A group of taps in one view, by the runs that are not on trial, {op: relative errors [B,T]}: of each variant from
+    the run as it is; of the reference, and of the run as it is, from the truth. logits [n,V] of the run as it is and of
+    the variants, where the group has them."""
+
+    dtypes: dict
+    noise: tuple[dict, ...]
+    theirs: dict
+    plain: dict
+    logits: list
+
+
 class Comparison:
     """Takes the other implementation's taps one by one, in the order of execution, and compares layer by layer."""
 
-    def __init__(self, model, tokens, valid, mode, programs):
+    def __init__(self, model, tokens, valid, mode, programs, judged=None):
+        """judged: a dict that keeps what the runs that are not on trial gave, for the next comparison of the same model,
+        tokens, mode and reference by other programs."""
         self.model, self.tokens, self.valid = model, tokens, valid
+        self.judged = {} if judged is None else judged
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
         self.computed = False  # whether a value was taken that is no mere embedding
@@ -137,46 +153,42 @@ class Comparison:
         theirs, views = self.group, {op: {} for op in self.group}
         for view in VIEWS:
             pick = lambda taps: {op: taps[op] for op in theirs}
-            ours = pick(run("ours", view))
-            plain = ours if self.plain == "ours" else pick(run("plain", view))
-            for op, x in ours.items():
-                if x.dtype != plain[op].dtype:
-                    raise ValueError(
-                        f"{name_of(op)}: ours is {x.dtype}, expected {plain[op].dtype}: a function on trial must "
-                        "return the dtype that it is given (x.astype(...), at_least_float32)"
-                    )
-            noise, of_output = [], []
-            for v in VARIANTS:
-                other = pick(run(v.name, view))
-                noise.append(errors(other, plain))
-                if view == "accumulated" and "output" in theirs:
-                    of_output.append(np.asarray(other["output"])[self.valid])
+            ours, key = pick(run("ours", view)), (view, *map(name_of, theirs))
             with jax.enable_x64(True):
                 truth = {op: jnp.asarray(truths[view][op], jnp.float64) for op in theirs}
-                ours_off, theirs_off = errors(ours, truth), errors(theirs, truth)
-                plain_off = ours_off if plain is ours else errors(plain, truth)
+                ours_off = errors(ours, truth)
+            if key not in self.judged:
+                plain = ours if self.plain == "ours" else pick(run("plain", view))
+                self.judged[key] = self._judge(view, plain, lambda who: pick(run(who, view)), truth)  # noqa: B023
+            judged = self.judged[key]
+            for op, x in ours.items():
+                if x.dtype != judged.dtypes[op]:
+                    raise ValueError(
+                        f"{name_of(op)}: ours is {x.dtype}, expected {judged.dtypes[op]}: a function on trial must "
+                        "return the dtype that it is given (x.astype(...), at_least_float32)"
+                    )
             direct = direct_of(ours, theirs)
             of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
             for op in theirs:
                 seen = Seen(
                     of(direct[op].error),
-                    tuple(of(amount[op]) for amount in noise),
+                    tuple(of(amount[op]) for amount in judged.noise),
                     of(ours_off[op]),
-                    of(theirs_off[op]),
-                    of(plain_off[op]),
+                    of(judged.theirs[op]),
+                    of(judged.plain[op]),
                     ratios(
                         self.samples,
                         ours_off[op],
-                        np.max([theirs_off[op], *(amount[op] for amount in noise)], axis=0),
+                        np.max([judged.theirs[op], *(amount[op] for amount in judged.noise)], axis=0),
                         direct[op].share * half_ulp,
                     ),
                 )
                 views[op][view] = seen
                 if view == "accumulated":
                     views[op]["direct"] = direct[op]
-            if of_output:
+            if judged.logits:
                 pick = lambda taps: np.asarray(taps["output"])[self.valid]
-                self.output = logits_of(pick(ours), pick(theirs), pick(truth), pick(plain), of_output)
+                self.output = logits_of(pick(ours), pick(theirs), pick(truth), judged.logits[0], judged.logits[1:])
         whole, wide = self._whole_view(), self._wide(op_input, truth)
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False
@@ -188,6 +200,19 @@ class Comparison:
             direct, seen = views[op].pop("direct"), views[op]
             more = self.own_layer, gaps, missing, whole.get(op), wide.get(op)
             self.found.append(Found.of(name_of(op), seen, direct, self.valid, *more))
+
+    def _judge(self, view, plain, taps_of, truth):
+        """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant."""
+        pick, noise = lambda taps: np.asarray(taps["output"])[self.valid], []
+        logits = [pick(plain)] if view == "accumulated" and "output" in plain else []
+        for v in VARIANTS:  # one at a time, for their memory
+            other = taps_of(v.name)
+            noise.append(errors(other, plain))
+            if logits:
+                logits.append(pick(other))
+        with jax.enable_x64(True):
+            theirs, plain_off = errors(self.group, truth), errors(plain, truth)
+        return Judged({op: x.dtype for op, x in plain.items()}, tuple(noise), theirs, plain_off, logits)
 
     def _whole_view(self):
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the

@@ -44,14 +44,17 @@ class Fault(NamedTuple):
         """The Report of model with this fault in it: first_divergence.tap should be self.first_tap(model)."""
         return next(self.reports(model, reference, [prompts]))
 
-    def reports(self, model, reference, prompts_of_each):
-        """A Report for each prompt: those of one length share their compiled programs."""
+    def reports(self, model, reference, prompts_of_each, judged=None):
+        """A Report for each prompt: those of one length share their compiled programs. judged: a dict that keeps what
+        faults of the same model, reference and prompts have in common."""
         replace = self.replace(model.config) if callable(self.replace) else self.replace
         changed_model, programs = self.change(model), programs_for(replace)
-        for prompts in prompts_of_each:
+        shared = changed_model is model and not self.tokens and not self.theirs
+        for i, prompts in enumerate(prompts_of_each):
             prompts = self.tokens(model.encode(prompts)) if self.tokens else prompts
             other = self.theirs(reference, model.encode(prompts)) if self.theirs else reference
-            yield compare_programs(changed_model, other, prompts, self.mode, programs)
+            common = judged.setdefault((self.mode, i), {}) if shared and judged is not None else None
+            yield compare_programs(changed_model, other, prompts, self.mode, programs, common)
 
     def first_tap(self, model) -> str:
         """The first value that this fault changes in this model."""

@@ -230,7 +230,7 @@ def _use_compilation_cache():
         jax.config.update("jax_logging_level", "CRITICAL")
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("entropix_lab") / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def nbytes(weights) -> int:
