@@ -9,8 +9,8 @@ import matplotlib
 import pytest
 
 import entropix_lab as lab
-from entropix_lab.checkpoint import DEMO_MODEL
-from entropix_lab.demo import TINY, demo_folder, write_random_checkpoint
+from entropix_lab.checkpoints.demo import DEMO_MODEL, demo_folder
+from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 
 matplotlib.use("Agg")
 

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 import entropix_lab as lab
-from entropix_lab.faults import CONTROLS, FAULTS
-from entropix_lab.passes import whole_taps
-from entropix_lab.report import ATOL, RTOL, VIEWS
+from entropix_lab.proof.faults import CONTROLS, FAULTS
+from entropix_lab.proof.passes import whole_taps
+from entropix_lab.proof.report import ATOL, RTOL, VIEWS
 
 SECTIONS = ("clean", "controls", "sensitivity", "faults")
 LENGTHS = (16, 50, 320)

@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 import entropix_lab as lab
-from entropix_lab.generate import _steps
-from entropix_lab.reference import _single_rank
+from entropix_lab.generation.step import steps
+from entropix_lab.proof.reference import _single_rank
 
 MOST = 4096
 
@@ -35,7 +35,7 @@ class Ours:
 
     def start(self, tokens):
         lengths, seeds = np.full(len(tokens), tokens.shape[1], np.int32), [0] * len(tokens)
-        self.steps = _steps(self.model, list(tokens), lengths, MOST, lab.samplers.greedy(), seeds, 2 * MOST)
+        self.steps = steps(self.model, list(tokens), lengths, MOST, lab.samplers.greedy(), seeds, 2 * MOST)
         return self.decode(1)[0]
 
     def decode(self, n):

@@ -1,30 +1,28 @@
 """Llama in JAX, shown to be Meta's model op by op, for the study of entropy and varentropy."""
 
-from . import (
-    calibration,
-    checkpoint,
-    demo,
-    entropy,
-    evaluation,
-    faults,
-    hugging_face,
-    plots,
-    rope,
-    samplers,
-    tasks,
-    timing,
-    verdict,
-    weights,
-)
-from .checkpoint import load_config
-from .compare import compare, compare_compiler
-from .config import CheckpointError, LlamaConfig
-from .entropy import entropy_varentropy
-from .forks import branch
-from .generate import Generation, chat, generate
-from .greedy import compare_greedy
-from .model import KVCache, xfmr, xfmr_with_taps
-from .reference import Reference, get_local_llama_logits, load_reference
-from .report import Report
-from .trace import Trace, trace_text
-from .weights import LayerWeights, Model, XfmrWeights, load_and_convert_weights, load_model
+import importlib
+
+from . import checkpoints as checkpoint
+from . import entropy, evaluation, timing, verdict
+from . import sampling as samplers
+from .checkpoints import Model, demo, load_and_convert_weights, load_config, load_model
+from .entropy import Trace, entropy_varentropy, trace_text
+from .evaluation import calibration, tasks
+from .generation.branching import branch
+from .generation.generate import Generation, chat, generate
+from .llama import rope, weights
+from .llama.config import CheckpointError, LlamaConfig
+from .llama.model import KVCache, xfmr, xfmr_with_taps
+from .llama.weights import LayerWeights, XfmrWeights
+from .proof import faults, hugging_face, taps
+from .proof.compare import compare, compare_compiler
+from .proof.greedy import compare_greedy
+from .proof.reference import Reference, get_local_llama_logits, load_reference
+from .proof.report import Report
+
+
+def __getattr__(name):
+    """lab.plots, imported when it is first asked for: it brings matplotlib."""
+    if name == "plots":
+        return importlib.import_module(".plots", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

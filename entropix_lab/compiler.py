@@ -6,11 +6,16 @@ the forward is made of, and all of them get each of these right without the fusi
 """
 
 import functools
+import os
 import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# For jit's compiler_options: XLA may keep more precision between fused operations than the dtype has, which hides
+# bfloat16's roundings.
+EXACT = {"xla_allow_excess_precision": False}
 
 MEND = (
     'Install another release, pip install "jax!=0.10.2"; or set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= '
@@ -107,3 +112,19 @@ def _is_known(name, value) -> bool:
             raise
         return False
     return True
+
+
+def use_compilation_cache():
+    """Turn on JAX's persistent compilation cache, unless one is set already."""
+    import platformdirs
+
+    # On a CPU these print errors on stderr for each program from the cache, because the compiler's own preferences are
+    # listed as features of the machine. TF_CPP_MIN_LOG_LEVEL (to which jax gives 1) is read when jax is imported; this
+    # works at any time.
+    noisy = jax.lib.__version__ in ("0.9.2", "0.10.0", "0.10.1")
+    unset = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1" and jax.config.jax_logging_level in (None, "NOTSET")
+    if noisy and unset:
+        jax.config.update("jax_logging_level", "CRITICAL")
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(platformdirs.user_cache_path("entropix_lab") / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .generate import SMALLEST_PROMPT, _bucket, _step, cache_slots, generate
-from .model import KVCache
-from .samplers import greedy
-from .weights import nbytes
+from .generation.generate import generate
+from .generation.step import SMALLEST_PROMPT, bucket, cache_slots, step
+from .llama.model import KVCache
+from .llama.weights import nbytes
+from .sampling.plain import greedy
 
 
 def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, repeats: int = 7) -> np.ndarray:
@@ -22,7 +23,7 @@ def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, rep
 
 
 def _seconds(model, position, batch, cached, repeats):
-    T = 1 if cached else _bucket(position, SMALLEST_PROMPT)
+    T = 1 if cached else bucket(position, SMALLEST_PROMPT)
     start_pos = np.full(batch, position if cached else 0, np.int32)
     last = np.full(batch, 0 if cached else position - 1, np.int32)
     slots = cache_slots(position + 1) if cached else T
@@ -32,7 +33,7 @@ def _seconds(model, position, batch, cached, repeats):
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with jax.default_matmul_precision(model.matmul_precision):
-            out, cache, _ = _step(
+            out, cache, _ = step(
                 model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0
             )
         jax.block_until_ready(out)
@@ -42,7 +43,7 @@ def _seconds(model, position, batch, cached, repeats):
 
 def programs() -> int:
     """How many programs generate has compiled in this process."""
-    return _step._cache_size()
+    return step._cache_size()
 
 
 def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:

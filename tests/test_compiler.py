@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
-from entropix_lab import compiler, model
+from entropix_lab import compiler
 from entropix_lab.compiler import ELSEWHERE, REPRODUCERS, canary, without_fusions, wrong
+from entropix_lab.llama import model
 
 JAXLIB, ON_CPU = jax.lib.__version__, jax.default_backend() == "cpu"
 
@@ -78,7 +79,7 @@ def test_without_fusions_compiles_and_leaves_the_forward_as_it_is(tiny_checkpoin
     loaded, tokens = lab.load_model(tiny_checkpoint()), np.arange(12)[None]
     cache = lab.KVCache.new(loaded.config, 1, 16)
     logits = [
-        jax.jit(lab.xfmr, static_argnames="config", compiler_options=model.EXACT | options)(
+        jax.jit(lab.xfmr, static_argnames="config", compiler_options=compiler.EXACT | options)(
             loaded.weights, loaded.config, tokens, 0, cache
         )[0]
         for options in ({}, without_fusions())
@@ -145,8 +146,8 @@ def test_the_cache_is_quiet(tmp_path):
         import jax, jax.numpy as jnp
         jnp.ones(3).sum().block_until_ready()
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        from entropix_lab.weights import _use_compilation_cache
-        _use_compilation_cache()
+        from entropix_lab.compiler import use_compilation_cache
+        use_compilation_cache()
         jax.jit(lambda x: jnp.sin(x @ x).sum(-1))(jnp.ones((64, 64))).block_until_ready()
         """
     environment = {k: v for k, v in os.environ.items() if k not in ("TF_CPP_MIN_LOG_LEVEL", "JAX_LOGGING_LEVEL")}

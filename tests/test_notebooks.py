@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from entropix_lab.demo import TINY, write_random_checkpoint
+from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = {  # the longest first

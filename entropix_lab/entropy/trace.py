@@ -1,0 +1,215 @@
+"""A Trace: what the model thought at every token of one sequence, kept, saved, shown as a table or as coloured text."""
+
+import html
+import json
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ..colours import COLOURS
+from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
+from ..sampling import NAMES
+from .metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
+
+CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One entry to each predicted token: what was predicted, how, and which token then came.
+
+    tokens [T] int32 are the tokens that came (chosen by a sampler, or the next ones of a given text), pieces their
+    texts, prompt the text before the first of them. The other arrays belong to the prediction of that token, made
+    at the token before it; their names and units are those of entropy_varentropy, chosen_metrics and attention_metrics:
+    [T], [T,L,N] to a head, [T,L] to a layer. live [T] is the number of cache slots that the prediction could see.
+    lens_entropy [T,L] is None unless it was asked for. info: arrays [T,...] that a sampler reported (its branch, ...).
+    """
+
+    tokens: np.ndarray
+    pieces: tuple[str, ...]
+    prompt: str
+    live: np.ndarray
+    entropy: np.ndarray
+    varentropy: np.ndarray
+    surprisal: np.ndarray
+    probability: np.ndarray
+    rank: np.ndarray
+    top_probability: np.ndarray
+    attention_entropy: np.ndarray
+    attention_varentropy: np.ndarray
+    attention_rest: np.ndarray
+    attention_sink: np.ndarray
+    head_disagreement: np.ndarray
+    score_magnitude: np.ndarray
+    lens_entropy: np.ndarray | None = None
+    info: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def __repr__(self):
+        mean = "".join(f", mean {n} {getattr(self, n).mean():.2f} nats" for n in ("entropy", "surprisal") if len(self))
+        _, layers, heads = self.attention_entropy.shape
+        return f"Trace({len(self)} tokens{mean}, {layers} layers, {heads} heads)"
+
+    def __getitem__(self, part: slice) -> "Trace":
+        """The entries of a slice; what came before it becomes the prompt."""
+        start, _, _ = part.indices(len(self))
+        arrays = {name: x[part] for name, x in self._arrays().items()}
+        info = {name: x[part] for name, x in self.info.items()}
+        prompt = self.prompt + "".join(self.pieces[:start])
+        return replace(self, pieces=self.pieces[part], prompt=prompt, info=info, **arrays)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean surprisal of the tokens that came."""
+        return float(np.exp(np.mean(self.surprisal, dtype=np.float64)))
+
+    @property
+    def taken(self):
+        """How tokens were chosen: ("branch" or "policy", indices [T] into samplers.NAMES of that), or (None, None)."""
+        kind = next((name for name in NAMES if name in self.info), None)
+        return kind, np.asarray(self.info[kind]) if kind else None
+
+    @property
+    def relative_attention_entropy(self) -> np.ndarray:
+        """attention_entropy divided by ln(live), its largest possible value: [T,L,N] in 0..1, whatever the position.
+
+        NaN where only one slot could be seen.
+        """
+        return _relative(self.attention_entropy, self.live)
+
+    @property
+    def relative_attention_rest(self) -> np.ndarray:
+        """The same without the sink: attention_rest divided by ln(live - 1)."""
+        return _relative(self.attention_rest, self.live - 1)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pieces", "prompt", "info")}
+        return {name: x for name, x in named.items() if x is not None}
+
+    def save(self, path) -> Path:
+        """Write path as .npz: the arrays under their names, the sampler's as "info.NAME", and the texts in "header",
+        UTF-8 JSON. No pickles: any NumPy reads it. Returns the path, with its ending."""
+        path = _npz(path)
+        header = json.dumps({"format": 1, "pieces": self.pieces, "prompt": self.prompt})
+        info = {f"info.{name}": x for name, x in self.info.items()}
+        np.savez_compressed(path, header=np.frombuffer(header.encode(), np.uint8), **self._arrays(), **info)
+        return path
+
+    @classmethod
+    def load(cls, path) -> "Trace":
+        """What save wrote, the ending of path left out or not. Raises ValueError for a file of another kind or of a
+        later format."""
+        with np.load(path if Path(path).is_file() else _npz(path)) as file:
+            arrays = dict(file)
+        try:
+            header = json.loads(arrays.pop("header").tobytes())
+            info = {name.removeprefix("info."): arrays.pop(name) for name in list(arrays) if name.startswith("info.")}
+            if header["format"] != 1:
+                raise ValueError(f"format {header['format']}, this version reads 1")
+            return cls(pieces=tuple(header["pieces"]), prompt=header["prompt"], info=info, **arrays)
+        except (KeyError, TypeError, ValueError) as e:
+            raise ValueError(f"{path} is not a trace: {e}") from e
+
+    def to_pandas(self):
+        """A DataFrame with a row to each token; values of layers and heads are averaged. Raises ImportError without
+        pandas, which the extra "pandas" brings."""
+        try:
+            import pandas as pd
+        except ImportError as e:
+            raise ImportError('to_pandas needs pandas: pip install pandas (the extra "pandas" brings it)') from e
+
+        flat = lambda x: x if x.ndim == 1 else x.reshape(len(x), -1).mean(1)
+        columns = {name: flat(x) for name, x in (self._arrays() | self.info).items()}
+        return pd.DataFrame({"piece": self.pieces, **columns})
+
+    def _repr_html_(self):
+        return token_html(self)
+
+
+def _npz(path) -> Path:
+    """path with the ending that save gives it: in place of none or of another."""
+    return Path(path).with_suffix(".npz")
+
+
+def _relative(entropy, live):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(live > 1, 1 / np.log(np.maximum(live, 1)), np.nan)[:, None, None] * entropy
+
+
+def token_html(trace: Trace, value: str = "entropy", largest: float = 5.0) -> str:
+    """The text as HTML, each token on a ground that is the stronger the larger trace.<value> is (full at largest).
+
+    Hovering shows the token's figures. The ground is translucent, so that the text keeps the page's own colour and is
+    readable on a light and on a dark page. What a sampler reported as its branch or policy colours a line below.
+    """
+    kind, taken = trace.taken
+    shares = np.clip(np.nan_to_num(np.asarray(getattr(trace, value), float) / largest), 0, 1)
+    spans = []
+    for i, (piece, share) in enumerate(zip(trace.pieces, shares, strict=True)):
+        details = f"{piece!r}: entropy {trace.entropy[i]:.2f} nats, varentropy {trace.varentropy[i]:.2f} nats², "
+        details += f"p {trace.probability[i]:.3f}, rank {trace.rank[i]}, surprisal {trace.surprisal[i]:.2f} nats"
+        shown = {name: x[i] for name, x in trace.info.items() if np.ndim(x) == 1 and name != kind}
+        details += f", {kind} {NAMES[kind][taken[i]]}" if kind else ""
+        details += "".join(f", {name} {x:.3g}" for name, x in shown.items())
+        ground = f"background:rgba(230,159,0,{0.75 * share:.2f});border-radius:2px"
+        ground += f";border-bottom:3px solid {COLOURS[taken[i]]}" if kind else ""
+        text = html.escape(piece).replace("\n", "⏎\n")
+        spans.append(f'<span style="{ground}" title="{html.escape(details)}">{text}</span>')
+    prompt = f'<span style="opacity:0.6">{html.escape(trace.prompt)}</span>'
+    scale = f"<small>ground: {value.replace('_', ' ')}, full from {largest:g} on</small>"
+    for i in np.unique(taken) if kind else ():
+        line = f"border-bottom:3px solid {COLOURS[i]}"
+        scale += f' <small><span style="{line}">{NAMES[kind][i]}</span> {(taken == i).sum()}</small>'
+    return f'<div style="white-space:pre-wrap;line-height:1.6">{prompt}{"".join(spans)}\n{scale}</div>'
+
+
+def trace_text(model, text_or_tokens, lens: bool = False) -> Trace:
+    """What the model thinks of a given text (teacher-forced): a Trace of every token but the first.
+
+    text_or_tokens: text, or token ids [T], T > 1. lens=True adds the logit lens, which costs as many heads as the model
+    has layers. Runs through a KV cache in chunks of 256 tokens, so that a long text at a large vocabulary needs the
+    logits of one chunk only. Raises ValueError for a text of fewer than two tokens, or of several rows.
+    """
+    tokens = model.encode(text_or_tokens)
+    if len(tokens) != 1 or tokens.shape[1] < 2:
+        raise ValueError(f"expected one text of at least two tokens, found tokens of shape {tokens.shape}")
+    T = tokens.shape[1] - 1
+    # sizes are powers of two: few programs to compile, whatever the lengths of the texts
+    slots = max(1 << (T - 1).bit_length(), 16)
+    size = min(slots, CHUNK)
+    padded = np.zeros((1, slots + 1), np.int32)
+    padded[:, : T + 1] = tokens
+    cache = KVCache.new(model.config, 1, slots, model.dtype)
+    check_inputs(model.config, tokens[:, :T], 0, cache)
+    parts = []
+    for start in range(0, T, size):
+        now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
+        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens)
+        parts.append({name: np.asarray(x[0]) for name, x in metrics.items()})
+    arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
+    return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
+
+
+@partial(jax.jit, static_argnames=("config", "lens"), donate_argnames="cache")
+def _trace_chunk(weights, config, tokens, following, start_pos, cache, lens):
+    found, tap = collector()
+    x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
+    logits = head(weights, config, x, no_tap)
+    entropy, varentropy = entropy_varentropy(logits)
+    metrics = {"entropy": entropy, "varentropy": varentropy}
+    metrics |= chosen_metrics(logits, following) | attention_metrics(found)
+    return metrics | ({"lens_entropy": lens_entropy(weights, config, found)} if lens else {}), cache
+
+
+def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None) -> Trace:
+    """A Trace from the ids of a prompt and of the tokens that came after it, and the arrays [T,...] by name."""
+    tokenizer = model.tokenizer
+    piece = (lambda token: tokenizer.decode([token])) if tokenizer else lambda token: f"<{token}>"
+    text = tokenizer.decode(prompt) if tokenizer else "".join(map(piece, prompt))
+    live = len(prompt) + np.arange(len(tokens), dtype=np.int32)
+    return Trace(np.asarray(tokens, np.int32), tuple(map(piece, tokens)), text, live, **metrics, info=info or {})

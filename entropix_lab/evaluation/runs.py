@@ -1,0 +1,218 @@
+"""Samplers on the same prompts and seeds, and what can be said about the difference.
+
+The unit is the task: samples of one task depend on each other, so every interval and test resamples tasks.
+"""
+
+import time
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..generation.generate import generate
+from ..sampling.dirichlet import moments
+from ..sampling.plain import bound
+
+SYSTEM = "Answer briefly."
+RESAMPLES = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One sampler on n tasks with k samples each. texts [n][k], tokens [n][k] (arrays of ids), and arrays [n,k]:
+    passed, length (tokens), surprisal (mean -log p of a sample's tokens under the model, nats). info: what the Panel
+    reported at each token, flat arrays over all samples' tokens."""
+
+    name: str
+    texts: list
+    tokens: list
+    passed: np.ndarray
+    length: np.ndarray
+    surprisal: np.ndarray
+    info: dict = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.passed.mean())
+
+    @property
+    def tokens_per_sample(self) -> float:
+        return float(self.length.mean())
+
+    @property
+    def mean_surprisal(self) -> float:
+        """Of all tokens, nats: an estimate of the cross-entropy between what was drawn and the model."""
+        return float((self.surprisal * self.length).sum() / self.length.sum())
+
+    @property
+    def distinct(self) -> float:
+        """Of k samples of one prompt, the share that differ from all earlier ones (1 where k is 1)."""
+        return float(np.mean([len(set(texts)) / len(texts) for texts in self.texts]))
+
+    @property
+    def repetition(self) -> float:
+        """The share of a sample's token trigrams that occurred in it before."""
+        shares = [_repeats(tokens) for row in self.tokens for tokens in row]
+        return float(np.mean(shares))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Several samplers in one program: row i of a batch of a multiple of n rows follows samplers[i % n].
+
+    Reports the entropy and varentropy (nats, nats^2) that stood before each token, and what each sampler reports, -1
+    where it reports no such thing."""
+
+    samplers: tuple
+
+    @property
+    def needs(self):
+        return tuple({name for s in self.samplers for name in getattr(s, "needs", ())})
+
+    def bind(self, tokenizer):
+        return Panel(tuple(bound(s, tokenizer) for s in self.samplers))
+
+    def init(self, batch):
+        return tuple(s.init(batch // len(self.samplers)) for s in self.samplers)
+
+    def __call__(self, logits, metrics, state, keys):
+        of = lambda x, i: x[i :: len(self.samplers)]
+        drawn = [
+            s(of(logits, i), {name: of(x, i) for name, x in metrics.items()}, state[i], of(keys, i))
+            for i, s in enumerate(self.samplers)
+        ]
+        tokens, states, infos = zip(*drawn, strict=True)
+        in_turn = lambda xs: jnp.stack(xs, 1).reshape(-1)
+        blank, reported = jnp.full_like(tokens[0], -1), {name for info in infos for name in info}
+        info = {name: in_turn([info.get(name, blank) for info in infos]) for name in sorted(reported)}
+        info |= {name: metrics[name] for name in ("entropy", "varentropy")}
+        return in_turn(tokens), states, info
+
+
+def evaluate(model, tasks, samplers, samples=2, max_new_tokens=20, seed=0, system=SYSTEM, batch=64) -> dict:
+    """{name: Run} for a dict of samplers, all in one compiled program. Sample j of task i has the same seed under each.
+
+    Prompts are chats with the system message (None for the model's default). Up to about `batch` rows are decoded
+    together; that changes no result."""
+    prompts, n = chat_prompts(model, tasks, system), len(samplers)
+    pairs = [(i, j) for i in np.argsort([len(p) for p in prompts], kind="stable") for j in range(samples)]
+    found, width = {}, max(1, batch // n)
+    width = -(-len(pairs) // -(-len(pairs) // width))  # as many batches, of equal size,
+    width += -width % samples if width > samples else 0  # and a task's samples together: its prompt is read once
+    for start in range(0, len(pairs), width):
+        some = pairs[start : start + width]
+        some = some + some[:1] * (width - len(some))  # the last batch has the others' shape: nothing new to compile
+        rows = [(i, j) for i, j in some for _ in range(n)]
+        seeds = [int(np.random.SeedSequence([seed, i, j]).generate_state(1)[0]) for i, j in rows]
+        panel = Panel(tuple(samplers.values()))
+        gens = generate(model, [prompts[i] for i, _ in rows], max_new_tokens, panel, seeds, progress=False)
+        found |= {pair: gens[i * n : (i + 1) * n] for i, pair in enumerate(some)}
+    of = lambda s: [[found[i, j][s] for j in range(samples)] for i in range(len(tasks))]
+    return {name: make_run(name, tasks, of(s)) for s, name in enumerate(samplers)}
+
+
+def make_run(name, tasks, gens) -> Run:
+    """A Run from k results of each task: Generations, or the Branched of ``branch``."""
+    both = list(zip(tasks, gens, strict=True))
+    of = lambda f: np.array([[f(task, g) for g in row] for task, row in both])
+    return Run(
+        name,
+        [[g.text for g in row] for row in gens],
+        [[np.asarray(g.tokens) for g in row] for row in gens],
+        of(lambda task, g: task.passes(g.text)),
+        of(lambda task, g: len(g.tokens)),
+        of(lambda task, g: -np.mean(g.logprobs)),
+        {name: np.concatenate([g.info[name] for row in gens for g in row]) for name in getattr(gens[0][0], "info", {})},
+    )
+
+
+def chat_prompts(model, tasks, system=SYSTEM) -> list:
+    """The tasks as token ids of a chat with that system message."""
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return [model.tokenizer.encode_dialog_prompt([*first, {"role": "user", "content": t.prompt}]) for t in tasks]
+
+
+def best_of(run, n) -> Run:
+    """Of each task's first n samples (a number, or one to each task) the one with the highest mean log-probability: a
+    Run of one sample to a task."""
+    among = np.arange(run.surprisal.shape[1]) < np.broadcast_to(n, len(run.surprisal))[:, None]
+    best = np.argmin(np.where(among, run.surprisal, np.inf), 1)[:, None]
+    pick = lambda x: np.take_along_axis(x, best, 1)
+    nested = lambda rows: [[row[b]] for row, b in zip(rows, best[:, 0], strict=True)]
+    arrays = (pick(run.passed), pick(run.length), pick(run.surprisal))
+    return Run(f"best of {np.mean(n):.3g}, {run.name}", nested(run.texts), nested(run.tokens), *arrays)
+
+
+def within_budget(run, spent) -> np.ndarray:
+    """How many of each task's samples cost about as many tokens as spent [n]: at least one, all that there are at most,
+    and so many that the tokens of all tasks up to each one come nearest to what was spent on them."""
+    counts, used = [], 0
+    for cost, budget in zip(np.cumsum(run.length, 1), np.cumsum(spent), strict=True):
+        counts.append(int(np.argmin(np.abs(used + cost - budget))) + 1)
+        used += cost[counts[-1] - 1]
+    return np.array(counts)
+
+
+def interval(values, seed=0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values [n,k] or [n], tasks resampled."""
+    per_task = np.asarray(values, float).reshape(len(values), -1).mean(1)
+    picks = np.random.default_rng(seed).integers(0, len(per_task), (RESAMPLES, len(per_task)))
+    low, high = np.quantile(per_task[picks].mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean difference of accuracy, its 95 % interval, p of the sign-flip test, and detectable: the smallest
+    difference that a test of this size finds in four cases out of five (two-sided 5 %)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    detectable: float
+
+    def __str__(self):
+        bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.difference:+.3f} {bounds}, p {self.p:.3f}, detectable {self.detectable:.3f}"
+
+
+def paired(a: Run, b: Run, seed=0) -> Paired:
+    """a against b on the same tasks: the difference of each task's mean, bootstrap interval, and the permutation test
+    that flips the sign of each task's difference."""
+    d = a.passed.mean(1) - b.passed.mean(1)
+    signs = np.random.default_rng(seed).choice([-1, 1], (RESAMPLES, len(d)))
+    extreme = np.abs((signs * d).mean(1)) >= abs(d.mean()) - 1e-12
+    error = d.std(ddof=1) / np.sqrt(len(d))
+    # 1.96 + 0.84: quantiles of the normal distribution for 5 % two-sided and 80 % power
+    return Paired(float(d.mean()), *interval(d, seed), float((extreme.sum() + 1) / (RESAMPLES + 1)), float(2.8 * error))
+
+
+def matched_temperature(temperatures, runs, target: float) -> float:
+    """The temperature at which plain sampling would have the mean surprisal target: interpolated between runs, and
+    beyond the hottest one along the parabola through the logarithms of the last three."""
+    surprisal = np.maximum.accumulate([run.mean_surprisal for run in runs])
+    if target <= surprisal[-1]:
+        return float(np.interp(target, surprisal, temperatures))
+    parabola = np.polyfit(temperatures[-3:], np.log(surprisal[-3:]), 2)
+    hotter = np.linspace(temperatures[-1], 2 * temperatures[-1], 1001)
+    return float(np.interp(np.log(target), np.maximum.accumulate(np.polyval(parabola, hotter)), hotter))
+
+
+def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) -> float:
+    """Median seconds of one step of a compiled sampler on normal logits [batch, vocab_size], metrics given."""
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((batch, vocab_size)) * 4, jnp.float32)
+    H, V = moments(jax.nn.log_softmax(logits, -1))
+    step = jax.jit(lambda logits, state, keys: sampler(logits, {"entropy": H, "varentropy": V}, state, keys))
+    state, keys, seconds = sampler.init(batch), jax.random.split(jax.random.key(0), batch), []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(step(logits, state, keys))
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def _repeats(tokens):
+    grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return 1 - len({tuple(map(int, g)) for g in grams}) / len(grams) if grams else 0.0

@@ -1,0 +1,1 @@
+"""What Llama computes. Imports jax and numpy, nothing of ours."""

@@ -1,0 +1,109 @@
+"""The weights under Meta's names, in Meta's [out, in] layout, and the form in which single tokens are fastest."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LayerWeights(NamedTuple):
+    """One transformer block. Shapes: wq, wo [D,D]; wk, wv [K*H,D]; w1, w3 [F,D]; w2 [D,F]; norms [D]."""
+
+    wq: jax.Array
+    wk: jax.Array
+    wv: jax.Array
+    wo: jax.Array
+    w1: jax.Array
+    w2: jax.Array
+    w3: jax.Array
+    attention_norm: jax.Array
+    ffn_norm: jax.Array
+
+    def qkv(self, linear, x):
+        """Queries [B,T,D], keys and values [B,T,K*H] of x [B,T,D]. linear: model.py's product of x with a weight."""
+        return linear(x, self.wq), linear(x, self.wk), linear(x, self.wv)
+
+    def gate_up(self, linear, x):
+        """The two branches of SwiGLU, [B,T,F] each: w1 of x, and w3 of x."""
+        return linear(x, self.w1), linear(x, self.w3)
+
+
+class FusedLayerWeights(NamedTuple):
+    """The same block with wq, wk, wv in one matrix and w1, w3 in another: fewer and larger products."""
+
+    wqkv: jax.Array
+    wo: jax.Array
+    w13: jax.Array
+    w2: jax.Array
+    attention_norm: jax.Array
+    ffn_norm: jax.Array
+
+    def qkv(self, linear, x):
+        q = self.wo.shape[1]
+        return jnp.split(linear(x, self.wqkv), (q, (q + self.wqkv.shape[0]) // 2), axis=-1)
+
+    def gate_up(self, linear, x):
+        return jnp.split(linear(x, self.w13), 2, axis=-1)
+
+
+class XfmrWeights(NamedTuple):
+    """The whole model: tok_embeddings, output [V,D] (one array where the two are equal), norm [D], layer_weights."""
+
+    tok_embeddings: jax.Array
+    norm: jax.Array
+    output: jax.Array
+    layer_weights: tuple[LayerWeights | FusedLayerWeights, ...]
+
+
+# Meta's modules, in whose names the file lists them
+MODULE = (
+    {f: f"attention.{f}" for f in ("wq", "wk", "wv", "wo")}
+    | {f: f"feed_forward.{f}" for f in ("w1", "w2", "w3")}
+    | {f: f for f in ("attention_norm", "ffn_norm")}
+)
+
+
+def decode_weights(weights: XfmrWeights) -> XfmrWeights:
+    """The form of the weights in which single tokens are fastest; on anything but a CPU, the weights themselves.
+
+    A CPU spends a token's time on reading weights: products of one row with one matrix for wq, wk, wv and one for w1,
+    w3 read them a quarter faster than five. bfloat16 weights become float32 copies, because XLA's products of bfloat16
+    are many times slower there; the forward rounds each result, so the numbers stay those of bfloat16. Costs a copy.
+    """
+    if weights.norm.devices().pop().platform != "cpu":
+        return weights
+    return weights._replace(output=_wide(weights.output), layer_weights=tuple(map(fused, weights.layer_weights)))
+
+
+def fused(w: LayerWeights) -> FusedLayerWeights:
+    """One layer in its fused form, matrices in float32 at least."""
+    if isinstance(w, FusedLayerWeights):
+        return w
+    qkv, w13 = _wide(jnp.concatenate((w.wq, w.wk, w.wv))), _wide(jnp.concatenate((w.w1, w.w3)))
+    return FusedLayerWeights(qkv, _wide(w.wo), w13, _wide(w.w2), w.attention_norm, w.ffn_norm)
+
+
+def unfused(w) -> LayerWeights:
+    """One layer as plain LayerWeights, whatever class holds it."""
+    if not isinstance(w, FusedLayerWeights):
+        return LayerWeights(*w)
+    q, (w1, w3) = w.wo.shape[1], jnp.split(w.w13, 2)
+    wq, wk, wv = jnp.split(w.wqkv, (q, (q + w.wqkv.shape[0]) // 2))
+    return LayerWeights(wq, wk, wv, w.wo, w1, w.w2, w3, w.attention_norm, w.ffn_norm)
+
+
+def _wide(x):
+    return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+
+
+def nbytes(weights) -> int:
+    """Bytes of a pytree of arrays, each array counted once however often it occurs."""
+    return sum(x.nbytes for x in {id(x): x for x in jax.tree.leaves(weights)}.values())
+
+
+def by_name(weights: XfmrWeights) -> dict[str, jax.Array]:
+    """The arrays under the names that they have in the file."""
+    named = {"tok_embeddings": weights.tok_embeddings, "norm": weights.norm, "output": weights.output}
+    for i, layer in enumerate(weights.layer_weights):
+        named |= {f"layers.{i}.{MODULE[f]}": x for f, x in layer._asdict().items()}
+    return {f"{name}.weight": x for name, x in named.items()}

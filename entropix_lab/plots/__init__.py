@@ -1,0 +1,16 @@
+"""Data in, matplotlib Axes out; one function to a figure."""
+
+from .entropy import (
+    attention_entropy,
+    attention_map,
+    attention_positions,
+    entropy_trace,
+    lens_entropy,
+    prediction,
+    quadrants,
+    token_heat,
+    two_outcomes,
+)
+from .proof import fault_table, layer_diff, stream_norms
+from .sampling import accuracy_against_surprisal, branch_plane, differences, margins
+from .speed import cache_timing, tensor_sizes

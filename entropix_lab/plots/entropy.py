@@ -1,0 +1,261 @@
+"""The figures of entropy, attention and the logit lens; reached as lab.plots.NAME. A gen is a Generation or a Trace."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from ..colours import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY
+from ..sampling import NAMES
+from .style import figure, styled
+
+MARKERS = "os^Dv"
+GROUND = "YlOrBr"  # text stays black on it, and it survives greyscale
+
+
+def _trace(gen):
+    trace = getattr(gen, "trace", gen)
+    if trace is None:
+        raise ValueError("this generation has no trace: pass trace=True to generate")
+    return trace
+
+
+def _label(piece: str) -> str:
+    """A token's text for a tick or a mark: spaces at its ends seen, line ends as one character, no mathtext."""
+    text = piece.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    return ("·" if text.startswith(" ") else "") + text.strip() if text.strip() else "·" * max(1, len(text))
+
+
+def _token_axis(ax, trace):
+    if len(trace) <= 90:
+        ax.set_xticks(
+            range(len(trace)), map(_label, trace.pieces), rotation=90, fontsize=8 if len(trace) <= 60 else 6.5
+        )
+    ax.set_xlim(-0.6, len(trace) - 0.4)
+
+
+@styled
+def entropy_trace(gen):
+    """Entropy of the model and surprisal of the token that came, and varentropy, along the text of a gen.
+
+    What a sampler reported as its branch or policy colours a strip along the bottom.
+    """
+    trace = _trace(gen)
+    fig, axes = figure(2, 1, figsize=(12, 4.6), sharex=True, height_ratios=(1.6, 1))
+    at = np.arange(len(trace))
+    axes[0].plot(at, trace.entropy, "-", color=BLUE, lw=1.6, label="entropy before the token")
+    axes[0].plot(at, trace.surprisal, "o", color=RED, ms=4, label="surprisal of the token")
+    top = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
+    axes[0].set(ylabel="nats", ylim=(0, top), title=f"Each token of the text ({len(trace)})")
+    axes[0].legend(loc="upper right", ncols=2)
+    axes[1].fill_between(at, trace.varentropy, color=SKY, alpha=0.7, lw=0, step="mid")
+    axes[1].set(ylabel="varentropy, nats²", ylim=(0, None))
+    kind, taken = trace.taken
+    if kind:
+        top = max(trace.varentropy.max(), 1e-3)
+        for i in np.unique(taken):
+            where = at[taken == i]
+            label = f"{NAMES[kind][i]} ({len(where)})"
+            axes[1].plot(where, np.full(len(where), -0.12 * top), MARKERS[i], ms=6, color=COLOURS[i], label=label)
+        axes[1].set_ylim(-0.25 * top, 1.6 * top)
+        axes[1].legend(loc="upper right", ncols=5, fontsize=8, title=kind, title_fontsize=8)
+    _token_axis(axes[1], trace)
+    return axes
+
+
+@styled
+def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
+    """The plane of entropy and varentropy: a point to each token of a gen, of a list, or of a dict of them by name.
+
+    lines: the (entropy, varentropy) that part the plane, in nats and nats^2. The points furthest out carry their
+    token's text, as many as labels and where there is room. Coloured by the sampler's branch or policy when every trace
+    has one, else by gen.
+    """
+    named = gens if isinstance(gens, dict) else dict(enumerate(gens if isinstance(gens, list | tuple) else [gens]))
+    traces = {name: _trace(gen) for name, gen in named.items()}
+    join = lambda of: np.concatenate([of(t) for t in traces.values()])
+    H, V = join(lambda t: t.entropy), join(lambda t: t.varentropy)
+    pieces = [p for t in traces.values() for p in t.pieces]
+    sizes, (by_branch, *more) = [len(t) for t in traces.values()], {t.taken[0] for t in traces.values()}
+    by_branch = None if more else by_branch
+    kinds = join(lambda t: t.taken[1]) if by_branch else np.repeat(np.arange(len(traces)), sizes)
+    name = NAMES[by_branch].__getitem__ if by_branch else lambda i: str(list(traces)[i])
+
+    fig, ax = figure(figsize=(8, 5.4))
+    for i in np.unique(kinds):
+        style = dict(s=22, alpha=0.75, lw=0, marker=MARKERS[i % 5], color=COLOURS[i % 5])
+        ax.scatter(H[kinds == i], V[kinds == i], label=f"{name(i)} ({(kinds == i).sum()})", **style)
+    ax.set(xlim=(-0.1, max(H.max(), lines[0]) * 1.12), ylim=(-0.2, max(V.max(), lines[1]) * 1.1))
+    ax.axvline(lines[0], color="black", lw=0.8, ls=":")
+    ax.axhline(lines[1], color="black", lw=0.8, ls=":")
+    corners = (("sure", 0, 0), ("a fork", 1, 0), ("sure, with a tail", 0, 1), ("lost", 1, 1))
+    for text, x, y in corners:
+        where = dict(ha=("left", "right")[x], va=("bottom", "top")[y], transform=ax.transAxes)
+        ax.text(0.01 + 0.98 * x, 0.01 + 0.98 * y, text, color="0.45", fontsize=9, style="italic", **where)
+    _mark(ax, H, V, [_label(p) for p in pieces], labels)
+    ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", title=f"n = {len(H)} tokens")
+    if len(np.unique(kinds)) > 1:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
+    return ax
+
+
+def _mark(ax, x, y, texts, count):
+    """Write the texts of the points furthest from the others' middle, leaving out those that would overlap."""
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    u, v = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
+    taken = []
+    for i in np.argsort(-np.hypot(u - np.median(u), v - np.median(v))):
+        width = 0.016 * len(texts[i]) + 0.02
+        clear = all(u[i] + width < a or a + w < u[i] or abs(v[i] - b) > 0.035 for a, b, w in taken)
+        if len(taken) < count and clear and u[i] + width < 1 and texts[i].strip("·"):
+            ax.annotate(texts[i], (x[i], y[i]), (4, 3), textcoords="offset points", fontsize=8)
+            taken.append((u[i], v[i], width))
+
+
+@styled
+def token_heat(gen, value: str = "entropy", columns: int = 100):
+    """The text of a gen, each token on a ground coloured by trace.<value> [T]: the figure for a page of paper.
+
+    In JupyterLab the trace itself, as the last value of a cell, shows the same with details on hovering.
+    """
+    trace = _trace(gen)
+    values = np.asarray(getattr(trace, value), float)
+    boxes, column, row = [], 0, 0
+    for piece, v in zip(trace.pieces, values, strict=True):
+        lines = piece.split("\n")
+        for i, text in enumerate(lines):
+            text += "⏎" if i < len(lines) - 1 else ""
+            if column + len(text) > columns:
+                column, row = 0, row + 1
+            boxes.append((column, row, text, v))
+            column, row = (0, row + 1) if text.endswith("⏎") else (column + len(text), row)
+    fig, ax = figure(figsize=(12, 0.9 + 0.3 * (row + 1)))
+    scale = plt.Normalize(0, max(np.nanpercentile(values, 98), 1e-6) * 1.35)  # black text needs the lighter part
+    for x, y, text, v in boxes:
+        ax.add_patch(Rectangle((x, y - 0.45), len(text), 0.9, color=plt.get_cmap(GROUND)(scale(v)), lw=0))
+        ax.text(x, y, text, family="DejaVu Sans Mono", fontsize=10, va="center", parse_math=False)
+    ax.set(xlim=(0, columns), ylim=(row + 0.6, -0.6))
+    ax.set_axis_off()
+    image = plt.cm.ScalarMappable(plt.Normalize(0, scale.vmax), GROUND)
+    fig.colorbar(image, ax=ax, label=f"{value}, nats", shrink=0.95, pad=0.01)
+    return ax
+
+
+@styled
+def lens_entropy(gen):
+    """The logit lens of a gen: the entropy of the next token as each layer would predict it, layers by tokens."""
+    trace = _trace(gen)
+    if trace.lens_entropy is None:
+        raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
+    fig, ax = figure(figsize=(12, 4.6))
+    image = ax.imshow(trace.lens_entropy.T, aspect="auto", origin="lower", cmap="cividis", vmin=0)
+    ax.grid(False)
+    _token_axis(ax, trace)
+    ax.set(ylabel="after layer", title="What each layer would predict (the label is the token that came)")
+    fig.colorbar(image, ax=ax, label="entropy, nats", shrink=0.9, pad=0.01)
+    return ax
+
+
+@styled
+def attention_entropy(gen):
+    """Layers by heads: attention entropy over its largest possible value, of all slots and without the sink; the share
+    of the sink. Means over the tokens of a gen."""
+    trace = _trace(gen)
+    panels = (
+        ("All slots", trace.relative_attention_entropy, "entropy / ln n"),
+        ("Without slot 0", trace.relative_attention_rest, "entropy / ln (n - 1)"),
+        ("Slot 0 alone", trace.attention_sink, "probability"),
+    )
+    fig, axes = figure(1, 3, figsize=(12, 4.8), sharey=True)
+    for ax, (title, values, label) in zip(axes, panels, strict=True):
+        image = ax.imshow(np.nanmean(values, 0), aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
+        ax.grid(False)
+        ax.set(xlabel="head", title=title)
+        fig.colorbar(image, ax=ax, label=label, shrink=0.9)
+    axes[0].set_ylabel("layer")
+    return axes
+
+
+@styled
+def attention_positions(live, measured: dict, relative: dict):
+    """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T]."""
+    fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
+    colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
+    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
+        for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
+            ax.plot(live, values, style, color=colour, lw=1.6, label=name)
+        top = 1.3 * max(np.nanmax(values) for values in curves.values())  # room for the legend
+        ax.set(xlabel="live slots", ylabel=f"attention entropy, {unit}", ylim=(0, top))
+        ax.legend(fontsize=8.5, ncols=2, loc="upper center")
+    return axes
+
+
+@styled
+def two_outcomes():
+    """Entropy and varentropy of a choice between two tokens, and of k tokens that share what one leaves over."""
+    mixture = lambda p, k: np.array([p, *[(1 - p) / k] * k])
+    moments = lambda q: ((q * -np.log(q)).sum(), (q * np.log(q) ** 2).sum() - (q * np.log(q)).sum() ** 2)
+    p = np.linspace(0.001, 0.999, 999)
+    fig, axes = figure(1, 2, figsize=(12, 4.2))
+    H, V = np.array([moments(mixture(x, 1)) for x in p]).T
+    axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
+    axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
+    axes[0].axvline(0.5, color="0.5", lw=0.8, ls=":")
+    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.1), ha="center", fontsize=9)
+    axes[0].set(xlabel="probability of the first of two tokens", ylim=(0, 0.85), title="Two tokens")
+    axes[0].legend(loc="upper center", ncols=2)
+    for k, colour, style in ((1, BLUE, "-"), (10, ORANGE, "--"), (100, GREEN, "-."), (10000, RED, ":")):
+        H, V = np.array([moments(mixture(x, k)) for x in p]).T
+        axes[1].plot(H, V, style, color=colour, label=f"one, or {k:,} alike" if k > 1 else "one, or another")
+    ties = np.array([2, 10, 100, 10000])
+    axes[1].plot(np.log(ties), 0 * ties, "ko", ms=5, clip_on=False, zorder=3)
+    for k in ties:
+        axes[1].annotate(f"{k:,} alike", (np.log(k), 0), (3, 6), textcoords="offset points", fontsize=8, color="0.3")
+    axes[1].set(xlabel="entropy, nats", ylabel="varentropy, nats²", xlim=(0, 10.5), ylim=(0, None))
+    axes[1].set_title("One token, or a tail")
+    axes[1].legend(fontsize=9)
+    return axes
+
+
+@styled
+def prediction(aurocs: dict, calibration, surprisal):
+    """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
+    right; the same of entropy against surprisal."""
+    fig, axes = figure(1, 3, figsize=(12, 3.9), width_ratios=(1.25, 1, 1))
+    names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
+    axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
+    axes[0].axvline(0.5, color="black", lw=0.8, ls=":")
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="AUROC, 95 % interval", title="Predicts that the argmax is not what comes", xlim=(0.35, 1))
+    for ax, curve, x, y in (
+        (axes[1], calibration, "probability of the likeliest token", "how often it came"),
+        (axes[2], surprisal, "entropy, nats", "mean surprisal, nats"),
+    ):
+        top = curve[:, :2].max() * 1.05
+        ax.plot([0, top], [0, top], ":", color="black", lw=1, label="calibrated")
+        ax.plot(curve[:, 0], curve[:, 1], "o-", color=RED, ms=4, label=f"bins of {curve[:, 2].min():.0f} tokens")
+        ax.set(xlabel=x, ylabel=y, xlim=(0, top), ylim=(0, top))
+        ax.legend(fontsize=8.5)
+    return axes
+
+
+@styled
+def attention_map(probs, labels):
+    """The attention probabilities [N,T,S] of one layer's heads, one small map to a head; labels: T strings."""
+    n, T = len(probs), len(labels)
+    columns = min(n, 3)
+    rows = -(-n // columns)
+    fig, axes = figure(rows, columns, figsize=(3 * columns, 2.5 * rows), sharex=True, sharey=True, squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.grid(False)
+        if i >= n:
+            ax.set_axis_off()
+            continue
+        past = np.ma.masked_where(np.triu(np.ones((T, T), bool), 1), probs[i][:, :T])
+        image = ax.imshow(past, vmin=0, vmax=1, cmap="cividis")
+        ax.set_title(f"head {i}")
+        ax.set_xticks(range(T), labels, rotation=90, fontsize=8)
+        ax.set_yticks(range(T), labels, fontsize=8)
+    fig.supxlabel("attended token")
+    fig.supylabel("token that attends")
+    fig.colorbar(image, ax=axes, label="probability", shrink=0.7)
+    return axes

@@ -1,0 +1,1 @@
+"""Is it Meta's model? Rounding, or a bug, and where."""

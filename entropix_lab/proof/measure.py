@@ -1,0 +1,212 @@
+"""How far two values of one name lie apart, position by position, and what that says of their logits."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..llama.model import at_least_float32
+from .report import ATOL, RTOL, Output
+
+UNIT = float(jnp.finfo(jnp.float32).eps)
+
+
+class Samples:
+    """The positions [B,T] of a comparison. Tokens that come many times are one sample each: what is computed of them
+    is nearly the same number, with the same rounding."""
+
+    def __init__(self, tokens, valid):
+        self.valid = valid
+        ids, inverse, counts = np.unique(tokens[valid], return_inverse=True, return_counts=True)
+        self.weights, self.different = 1 / counts[inverse], len(ids)
+
+    def of(self, errors):
+        """(median, worst) of errors [B,T]."""
+        errors = np.asarray(errors, np.float64)[self.valid]
+        if np.isnan(errors).any():
+            return float("nan"), float("nan")
+        order = np.argsort(errors)
+        share = np.cumsum(self.weights[order])
+        at = [np.searchsorted(share, share[-1] / 2 * by) for by in (1 - 1e-9, 1 + 1e-9)]
+        return float(errors[order][at].mean()), float(errors.max())
+
+
+# A score so far below its row's largest weighs exp(-100) or less: masked, whatever stands there.
+DEAD, ALIVE = 100, 50
+
+
+def relative_error(name, x, y):
+    """||x - y|| / ||y|| of every position, [B,T]; infinite where one masks what the other sees.
+
+    A norm over the whole tensor would hide an error in all tokens but the few with massive activations. Values are
+    scaled first: the square of 1e20 is no float32. Scores are compared where neither is masked, with -inf or with a
+    large negative number. One wrong logit drowns in the norm over a vocabulary: of the logits the largest entry's error
+    counts as if a fifth of its size lay in every entry, about what it is of the largest of so many rounding errors.
+    """
+    x, y = (at_least_float32(jnp.asarray(z)) for z in (x, y))
+    axes, same_mask = over(name, y), True
+    if name.endswith(".scores"):  # the only tap with a mask in it
+        below = lambda z, by: z < jnp.max(z, -1, keepdims=True) - by
+        dead_x, dead_y = below(x, DEAD), below(y, DEAD)
+        same_mask = ~jnp.any((dead_x & ~below(y, ALIVE)) | (dead_y & ~below(x, ALIVE)), axes)
+        x, y = (jnp.where(dead_x | dead_y, 0, z) for z in (x, y))
+    largest = jnp.max(jnp.maximum(jnp.abs(x), jnp.abs(y)), axes, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1)
+    off, y = (x - y) / scale, y / scale
+    norm = lambda z: jnp.sqrt(jnp.sum(z * z, axes))
+    size = norm(y)
+    error = norm(off)
+    if name == "output":
+        error = jnp.maximum(error, jnp.max(jnp.abs(off), axes) * (y.shape[-1] ** 0.5 / 5))
+    return jnp.where(same_mask, error / jnp.where(size == 0, 1, size), jnp.inf)
+
+
+def over(name, x):
+    """The axes of a tap that belong to one position."""
+    return (1, 3) if name.endswith((".scores", ".probs")) else tuple(range(2, x.ndim))
+
+
+def errors(x, y) -> dict[str, np.ndarray]:
+    """{op: relative_error of x against y [B,T]} of dicts by op; y may have more."""
+    return dict(zip(sorted(x), np.asarray(_errors(x, {op: y[op] for op in x})), strict=True)) if x else {}
+
+
+@jax.jit
+def _errors(x, y):
+    # one array, one copy to the host; jit hands on a dict sorted by its keys
+    return jnp.stack([relative_error(op, x[op], y[op]) for op in sorted(x)])
+
+
+class Direct(NamedTuple):
+    """Ours against theirs, all [B,T]: the relative error, the largest absolute difference, the cosine, the share of the
+    largest entry in the norm, whether ours and whether theirs is no number; and the entries of a position."""
+
+    error: np.ndarray
+    max_abs: np.ndarray
+    cosine: np.ndarray
+    share: np.ndarray
+    nan_ours: np.ndarray
+    nan_theirs: np.ndarray
+    size: int
+
+
+def direct_of(ours, theirs) -> dict[str, Direct]:
+    """{op: Direct}."""
+    size = lambda op: math.prod(theirs[op].shape[a] for a in over(op, theirs[op]))
+    found = np.asarray(_direct(ours, theirs)) if ours else ()
+    return {op: Direct(*x, size(op)) for op, x in zip(sorted(ours), found, strict=True)}
+
+
+@jax.jit
+def _direct(ours, theirs):
+    def one(op, x, y):
+        axes = over(op, y)
+        error, nan = relative_error(op, x, y), lambda z: jnp.any(jnp.isnan(z), axes)
+        nans = nan(x), nan(y)
+        if op.endswith(".scores"):
+            x, y = (jnp.where(z < -9e3, 0, z) for z in (x, y))
+        x, y = at_least_float32(x), at_least_float32(y)
+        scale = jnp.maximum(jnp.max(jnp.maximum(jnp.abs(x), jnp.abs(y)), axes, keepdims=True), 1e-37)
+        u, v = x / scale, y / scale
+        norm = lambda z: jnp.maximum(jnp.sqrt(jnp.sum(z * z, axes)), 1e-37)
+        share, cosine = jnp.max(jnp.abs(v), axes) / norm(v), jnp.sum(u * v, axes) / (norm(u) * norm(v))
+        return jnp.stack([error, jnp.max(jnp.abs(x - y), axes), cosine, share, *nans])
+
+    return jnp.stack([one(op, ours[op], theirs[op]) for op in sorted(ours)])
+
+
+def ratios(samples, ours, theirs, largest):
+    """How many times further from the truth ours is than theirs, at the median and at the worst position, of [B,T]
+    each. theirs: the other's distance, or the noise of correct variants where that is larger: the other may be more
+    exact than float32 is. Where it happens to be exact at a position, its median stands for it, and no less than the
+    rounding of the position's largest entry (largest [B,T]), in which a massive one's norm lies."""
+    (our_median, _), (their_median, _) = samples.of(ours), samples.of(theirs)
+    least = max(their_median, UNIT)
+    with np.errstate(invalid="ignore"):  # infinite by infinite, of padding or of what is reported as such
+        worst = np.maximum(ours, UNIT) / np.maximum(theirs, np.maximum(least, largest))
+    return max(our_median, UNIT) / least, samples.of(worst)[1]
+
+
+def low_precision(x, numbers) -> str:
+    """The name of the narrower dtype of a tap [B,T,...], or if asked of what its numbers fit; "" where it has none."""
+    if x.dtype in (jnp.float16, jnp.bfloat16):
+        return str(x.dtype)
+    if not numbers or x.dtype != np.float32:
+        return ""
+    some = np.asarray(x).ravel()[:4096]
+    some = some[np.isfinite(some) & (some != 0) & (some > -1e4)]
+    some = some[np.abs(some) < 6e4]  # float16 ends there
+    for dtype in (jnp.bfloat16, jnp.float16):
+        if some.size >= 64 and np.array_equal(some, some.astype(dtype).astype(np.float32)):
+            return f"numbers of {jnp.dtype(dtype).name}"
+    return ""
+
+
+def other_tokens(model, tokens, valid, theirs) -> str:
+    """In words, where the reference's embeddings [B,T,D] are those of other tokens; "" where they are not."""
+    table = np.asarray(at_least_float32(model.weights.tok_embeddings))
+    theirs = np.asarray(theirs, np.float32)
+    differ = valid & ~np.isclose(theirs, table[tokens], rtol=1e-3, atol=1e-6).all(-1)
+    if not differ.any():
+        return ""
+    row, at = np.argwhere(differ)[0]
+    nearest = int(np.argmin(np.abs(table - theirs[row, at]).sum(-1)))
+    if not np.allclose(table[nearest], theirs[row, at], rtol=1e-2, atol=1e-5):
+        return ""
+    return (
+        f"The reference's tokens differ: at token {at} of row {row} it has the embedding of id {nearest}, the prompt "
+        f"has {tokens[row, at]} (another prompt's taps, or a shifted vocabulary)."
+    )
+
+
+def _log_softmax(x):
+    with np.errstate(invalid="ignore"):  # an infinite logit has none, and is reported as such
+        x = x.astype(np.float64)
+        x = x - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def kl(p, q) -> np.ndarray:
+    """KL(softmax p || softmax q) of logits [n,V], nats [n], in float64."""
+    of = lambda x, y: (np.exp(x) * (x - y)).sum(-1)
+    step = max(1, (1 << 22) // p.shape[-1])
+    parts = [of(_log_softmax(p[i : i + step]), _log_softmax(q[i : i + step])) for i in range(0, len(p), step)]
+    return np.maximum(np.concatenate(parts), 0)
+
+
+def pair_noise(plain, others, a, b) -> np.ndarray:
+    """What rounding does to the difference of the logits a and b [n] of each position: the largest that any of others
+    [n,V] moves either of them from plain [n,V], and never less than its root mean square over the vocabulary."""
+    at, noise = np.arange(len(a)), np.zeros(len(a))
+    for other in others:
+        off = np.abs(other.astype(np.float32) - plain)
+        typical = np.sqrt(np.mean(off**2, -1))
+        noise = np.maximum(noise, np.maximum(off[at, a], typical) + np.maximum(off[at, b], typical))
+    return noise
+
+
+def logits_of(ours, theirs, truth, plain, variants) -> Output:
+    """What the logits [n,V] say by themselves, beside what rounding does to those of correct variants and to the
+    model's own, from what they would be without any (truth)."""
+    variants = [*variants, truth]
+    (_, ours_first), (_, theirs_first) = (map(np.asarray, jax.lax.top_k(x, 5)) for x in (ours, theirs))
+    differ = np.flatnonzero(ours_first[:, 0] != theirs_first[:, 0])
+    a, b = theirs_first[differ, 0], ours_first[differ, 0]
+    margins = theirs[differ, a] - theirs[differ, b]
+    noise = pair_noise(plain[differ], [v[differ] for v in variants], a, b)
+    divergence, floor = kl(theirs, ours), max(float(kl(plain, v).max()) for v in variants)
+    close = lambda x, y: bool(np.allclose(x, y, rtol=RTOL, atol=ATOL))
+    return Output(
+        allclose=close(ours, theirs),
+        meta_allclose_to_truth=close(theirs, truth),
+        positions=len(ours),
+        argmax_equal=len(ours) - len(differ),
+        margins_where_different=tuple(map(float, margins)),
+        noise_where_different=tuple(map(float, noise)),
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        kl_floor=floor,
+        top5_overlap=float(np.mean((ours_first[:, :, None] == theirs_first[:, None]).any(-1))),
+    )

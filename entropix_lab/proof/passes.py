@@ -1,0 +1,342 @@
+"""A pass layer by layer, with every tap: ours as it is, with functions on trial, correct variants, and the truth.
+
+One layer at a time, so that a long prompt or a large model needs the memory of one layer's taps.
+"""
+
+import contextlib
+import functools
+import inspect
+import types
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..compiler import EXACT
+from ..llama import model as forward
+from ..llama import rope
+from ..llama import weights as weights_module
+from ..llama.model import KVCache, at_least_float32, check_inputs, xfmr_with_taps
+from ..llama.weights import fused
+from . import truth
+from .taps import OUTER_OPS, tap_names
+
+# What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
+# copies are kept, because a reload of the module changes the code of a function in its place.
+_OWNERS = (forward, weights_module, rope, weights_module.LayerWeights, weights_module.FusedLayerWeights)
+_AS_WRITTEN = [(o, name, f, f.__code__) for o in _OWNERS for name, f in vars(o).items() if inspect.isfunction(f)]
+ORIGINALS = {
+    name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)
+    for owner, name, f, code in _AS_WRITTEN
+    if owner is forward
+}
+
+
+def patched() -> list[str]:
+    """Names of functions of the forward that somebody has set to another one, or rewritten."""
+    now = lambda owner, name: getattr(owner, name)
+    return [n for o, n, f, code in _AS_WRITTEN if now(o, n) is not f or now(o, n).__code__ is not code]
+
+
+@contextlib.contextmanager
+def replaced(functions):
+    """Pairs (name, function) in the place of functions of model.py, while a program is traced.
+
+    A function that calls the one it stands for (model.rms_norm inside another rms_norm) reaches the one before it.
+    """
+    with contextlib.ExitStack() as stack:
+        for name, function in functions:
+            check_replaceable(name)
+            before = getattr(forward, name)
+            stack.callback(setattr, forward, name, before)
+            setattr(forward, name, _calling(before, name, function))
+        yield
+
+
+def check_replaceable(name):
+    if name not in ORIGINALS:
+        raise ValueError(f"model.py has no function {name!r} to replace")
+
+
+def _calling(before, name, function):
+    @functools.wraps(function, updated=())
+    def call(*args, **kwargs):
+        now = getattr(forward, name)
+        setattr(forward, name, before)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            setattr(forward, name, now)
+
+    return call
+
+
+def _observer(theirs, forced):
+    """(taps, tap): a tap that keeps each value, and in the rows where forced [B] is true hands on theirs, where there
+    is one, so that everything downstream reads that."""
+    taps = {}
+
+    def tap(name, x):
+        taps[name] = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
+        if name not in theirs:
+            return x
+        rows = forced.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(rows, theirs[name].astype(x.dtype).reshape(x.shape), x)
+
+    return taps, tap
+
+
+class Programs:
+    """The compiled parts of the forward: layer, head, and whole, the forward as it is used.
+
+    functions: pairs (name, function) that stand for functions of model.py; None for the originals, whoever has patched
+    what. Every object traces anew, so that a function whose closure or globals changed does not keep its old program.
+    """
+
+    def __init__(self, functions=None, options=EXACT):
+        for name, _ in functions or ():
+            check_replaceable(name)
+
+        def standing():
+            if functions is not None:
+                return replaced(functions)
+            return replaced([(name, ORIGINALS[name]) for name in patched() if name in ORIGINALS])
+
+        def layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, around=()):
+            with standing(), replaced(_wrapped(around)):
+                taps, tap = _observer(theirs, forced)
+                freqs_cis, live = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
+                x, keys, values = forward.block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap)
+                return tap("", x), keys, values, taps
+
+        def head(weights, config, x, theirs, forced, around=()):
+            with standing(), replaced(_wrapped(around)):
+                taps, tap = _observer(theirs, forced)
+                forward.head(weights, config, x, tap)
+                return taps
+
+        def whole(weights, config, tokens, start_pos, cache):
+            kept = {}
+
+            def tap(name, x):
+                if name in OUTER_OPS or name.count(".") == 1:  # the stream between layers, nothing within them
+                    kept[name] = x
+                return x
+
+            with standing():
+                _, cache = forward.xfmr(weights, config, tokens, start_pos, cache, tap)
+            return kept, cache
+
+        jit = lambda f, *static: jax.jit(f, static_argnames=("config", *static), compiler_options=options)
+        self.layer, self.head, self.whole = jit(layer, "around"), jit(head, "around"), jit(whole)
+
+
+INNOCENT = Programs()
+TOGETHER = 1024  # tokens
+
+
+def _wrapped(around):
+    return [(name, wrapper(getattr(forward, name))) for name, wrapper in around]
+
+
+def whole_taps(model, tokens, programs=INNOCENT, plan=None):
+    """(taps, cache) of the forward as it is used, one program to a piece of the plan (as in Pass): the stream between
+    the layers, "norm" and "output" of tokens [B,T], and the first T slots of the KVCache that it leaves. In pieces the
+    cache has more slots than are ever written, as in generation; they hold what must never be read."""
+    (B, T), tokens, taps = tokens.shape, jnp.asarray(tokens), {}
+    cache = KVCache.new(model.config, B, 2 * max(T, 128) if plan else T, model.dtype)
+    cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
+    for start, length in plan or [(np.zeros(B, np.int32), T)]:
+        piece = _cut({"tokens": tokens}, start, length)["tokens"]
+        with jax.default_matmul_precision(model.matmul_precision):
+            found, cache = programs.whole(model.weights, model.config, piece, start, cache)
+        taps = found if length == T else _put(taps, found, start, T)
+    return taps, jax.tree.map(lambda x: x[:, :T], cache)
+
+
+class Variant(NamedTuple):
+    """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
+
+    around: (name, wrapper) of functions of model.py: a wrapper calls the function that it wraps, in another order.
+    """
+
+    name: str
+    around: tuple = ()
+    form: Callable = lambda w: w
+    copies: int = 1
+
+
+def _linear_reversed(linear):
+    return lambda x, w: linear(x[..., ::-1], w[:, ::-1])
+
+
+def _norm_reversed(rms_norm):
+    return lambda x, weight, eps: rms_norm(x[..., ::-1], weight[::-1], eps)[..., ::-1]
+
+
+def _scores_reversed(attend):
+    return lambda xq, keys, values, live, tap: attend(xq[..., ::-1], keys[..., ::-1], values, live, tap)
+
+
+def _scores_even_first(attend):
+    turn = lambda x: jnp.concatenate([x[..., ::2], x[..., 1::2]], -1)
+    return lambda xq, keys, values, live, tap: attend(turn(xq), turn(keys), values, live, tap)
+
+
+def _softmax_reversed(softmax):
+    return lambda scores: softmax(scores[..., ::-1])[..., ::-1]
+
+
+def _linear_in_halves(linear):
+    def halves(x, w):
+        half, x_wide = x.shape[-1] // 2, at_least_float32(x)
+        return (linear(x_wide[..., :half], w[:, :half]) + linear(x_wide[..., half:], w[:, half:])).astype(x.dtype)
+
+    return halves
+
+
+def _widened(w):
+    """Matrices in float32 at least: products of bfloat16 are slow on a CPU, and their sums are float32 anyway."""
+    return jax.tree.map(lambda x: at_least_float32(x) if x.ndim == 2 else x, w)
+
+
+def _angles_off(precompute_freqs_cis):
+    """Every rotation angle half a float32 unit larger: the next port's table need not be rounded as ours is."""
+
+    def table(config, end, dtype=np.float32):
+        with jax.ensure_compile_time_eval():  # a table on trial may be jax.numpy's
+            cos, sin = (np.asarray(t, np.float64) for t in precompute_freqs_cis(config, end + 1, dtype))
+        off = np.outer(np.arange(end + 1), np.arctan2(sin[1], cos[1])) * (np.finfo(np.float32).eps / 2)
+        turned = cos * np.cos(off) - sin * np.sin(off), sin * np.cos(off) + cos * np.sin(off)
+        return tuple(t[:end].astype(dtype) for t in turned)
+
+    return table
+
+
+_REVERSED = (
+    ("linear", _linear_reversed),
+    ("rms_norm", _norm_reversed),
+    ("attend", _scores_reversed),
+    ("softmax", _softmax_reversed),
+)
+VARIANTS = (
+    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, lambda w: _widened(fused(w)), copies=2),
+    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), _widened),
+    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),)),
+)
+AS_IT_IS = Variant("as it is")
+
+
+class Pass:
+    """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in.
+
+    plan: (first position of each row [B], number of tokens) of each piece that goes through the cache in turn, None for
+    one piece. What a later piece computes of a position takes the place of what an earlier one did. stranger: an
+    unrelated row stands before the others, at other positions where there are pieces, and nothing of it may leak.
+    """
+
+    def __init__(self, config, shape, variant=AS_IT_IS, programs=INNOCENT, plan=None, stranger=False):
+        self.config, self.variant, self.programs, (self.B, self.T) = config, variant, programs, shape
+        self.stranger = stranger
+        self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
+        self.cache = None  # keys and values [B,T,K,H] of the last layer that was run
+
+    def layer(self, w, x, theirs, forced):
+        """One layer on the stream x [B,T,D] -> (the stream after it, {op: tap}). forced: every op then reads theirs,
+        {op: tap}, where there is one."""
+        forced = jnp.full(len(x) * self.variant.copies, forced)
+        if self.stranger:
+            x, forced = jnp.concatenate([x[:1, ::-1] / 2, x]), jnp.pad(forced, (1, 0))
+            theirs = {op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in theirs.items()}
+        elif self.variant.copies > 1:
+            x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * self.variant.copies), (x, theirs))
+        # what no piece has written yet must never be read
+        unwritten = 0 if len(self.plan) == 1 else 100
+        keys = values = jnp.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
+        w, taps = self.variant.form(w), {}
+        for start, length in self.plan:
+            start = np.tile(start, self.variant.copies)
+            start = jnp.asarray(np.append(np.maximum(start[:1] - 1, 0), start) if self.stranger else start)
+            whole, pieces = length == self.T, {"stream": x, **theirs}
+            pieces = pieces if whole else _cut(pieces, start, length)
+            piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
+            piece, keys, values, found = self.programs.layer(
+                w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+            )
+            found["stream"] = piece
+            taps = found if whole else _put(taps, found, start, self.T)
+        out = taps.pop("stream")
+        self.cache = keys[-self.B :], values[-self.B :]
+        return out[-self.B :], {op: a[-self.B :] for op, a in taps.items()}
+
+    def head(self, weights, x, theirs, forced):
+        """The final norm and the logits of x [B,T,D] as taps."""
+        weights = weights._replace(tok_embeddings=None, layer_weights=())
+        weights = weights if self.variant is AS_IT_IS else _widened(weights)
+        forced = jnp.full(len(x), forced)
+        return self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around)
+
+
+class Truth:
+    """The same in NumPy float64 (truth.py), in one piece whatever the plan: a cache changes nothing of it. Several
+    streams go through together, so that a weight is widened once; long ones one by one, for their scores' memory."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def layer(self, w, streams, theirs):
+        """streams: {view: x [B,T,D]} -> {view: (the stream after the layer, {op: tap})}; "op" reads theirs."""
+        return self._together(streams, theirs, lambda x, read: truth.layer(w, self.config, x, read))
+
+    def head(self, weights, streams, theirs):
+        """{view: taps}."""
+        found = self._together(streams, theirs, lambda x, read: (x, truth.head(weights, self.config, x, read)))
+        return {view: taps for view, (_, taps) in found.items()}
+
+    def _together(self, streams, theirs, run):
+        B, T, _ = next(iter(streams.values())).shape
+        if len(streams) > 1 and B * T > TOGETHER:
+            return {k: v for view, x in streams.items() for k, v in self._together({view: x}, theirs, run).items()}
+        # theirs is read in the last rows, those of the op view
+        views = sorted(streams, key=lambda view: view == "op")
+        out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
+        cut = lambda a, i: a[i * B : (i + 1) * B]
+        return {view: (cut(out, i), {op: cut(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
+
+
+def _token_axis(op):
+    """Where the tokens lie in one row of a tap."""
+    return 1 if op.endswith((".scores", ".probs")) else 0
+
+
+@partial(jax.jit, static_argnames="length")
+def _cut(taps, start, length):
+    """length tokens of every tap, from start [B] on."""
+    cut = lambda op: lambda a, s: jax.lax.dynamic_slice_in_dim(a, s, length, _token_axis(op))
+    return {op: jax.vmap(cut(op))(a, start) for op, a in taps.items()}
+
+
+@partial(jax.jit, static_argnames="T")
+def _put(taps, pieces, start, T):
+    """The taps of T tokens with those of a piece at start [B]."""
+
+    def put(op, piece):
+        shape, axis = list(piece.shape), _token_axis(op)
+        shape[axis + 1] = T
+        old = taps[op] if taps else jnp.zeros(shape, piece.dtype)
+        return jax.vmap(lambda o, p, s: jax.lax.dynamic_update_slice_in_dim(o, p, s, axis))(old, piece, start)
+
+    return {op: put(op, piece) for op, piece in pieces.items()}
+
+
+def our_taps(model, tokens) -> "dict[str, np.ndarray]":
+    """Our taps of one pass over tokens [B,T] as one compiled program, without excess precision, all in memory."""
+    cache = KVCache.new(model.config, *tokens.shape, model.dtype)
+    check_inputs(model.config, tokens, 0, cache)
+    run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
+    with jax.default_matmul_precision(model.matmul_precision):
+        taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
+    return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}

@@ -1,0 +1,198 @@
+"""Meta's own PyTorch Transformer from PyPI `llama-models`, unedited, with taps under the names that model.py uses."""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections import OrderedDict
+
+import numpy as np
+
+from ..checkpoints.find import find_checkpoint
+from ..checkpoints.meta import open_shards, read_config, shard_dim, tensor_shapes, verify_checksums
+from ..llama.config import dtype_name
+
+
+def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_batch_size=4) -> "Reference":
+    """Meta's Transformer with the weights of an official checkpoint (a folder or a name), on one process.
+
+    device: "cpu", "cuda" or None for a GPU where torch has one. max_seq_len and max_batch_size size its KV cache.
+    Where the file holds dtype already, its parameters are the mapped file: loading then costs no memory of its own.
+    Raises CheckpointError for whatever is wrong with the files. No global of torch is left changed.
+    """
+    import torch
+
+    dtype = dtype_name(dtype)
+    folder = find_checkpoint(path)
+    config = read_config(folder)
+    verify_checksums(folder)
+    if config.rope_scaling_factor != 8:
+        raise ValueError("Meta's code fixes the RoPE scaling factor to 8: another factor has no reference")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch_dtype = getattr(torch, dtype)
+    merged = _merge(open_shards(folder, config), config)
+    params = dataclasses.asdict(config)
+    del params["rope_scaling_factor"]
+    with _default_dtype(torch_dtype), _single_rank():
+        from llama_models.llama3.args import ModelArgs
+        from llama_models.llama3.model import Transformer
+
+        transformer = Transformer(ModelArgs(**params, max_seq_len=max_seq_len, max_batch_size=max_batch_size))
+    state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
+    transformer.load_state_dict(state, strict=True, assign=True)
+    return Reference(transformer.eval(), config, dtype, device)
+
+
+def get_local_llama_logits(tokens, path, dtype="float32") -> np.ndarray:
+    """Meta's logits in one pass: token ids [T] or [B,T] -> [B,T,V] float32."""
+    tokens = np.atleast_2d(tokens)
+    return load_reference(path, dtype, max_seq_len=tokens.shape[1], max_batch_size=tokens.shape[0]).logits(tokens)
+
+
+class Reference:
+    """Meta's Transformer behind NumPy arrays. It keeps its own KV cache: a pass at start_pos reads what earlier ones
+    left in the slots below."""
+
+    def __init__(self, transformer, config, dtype, device):
+        self.transformer, self.config, self.dtype, self.device = transformer, config, dtype, device
+
+    def logits(self, tokens, start_pos: int = 0) -> np.ndarray:
+        """tokens [B,T] -> logits [B,T,V] float32. Raises ValueError for tokens that do not fit vocabulary or cache."""
+        import torch
+
+        tokens = np.atleast_2d(tokens)
+        args = self.transformer.params
+        if tokens.shape[0] > args.max_batch_size or start_pos + tokens.shape[1] > args.max_seq_len:
+            raise ValueError(
+                f"tokens {tokens.shape} at position {start_pos} do not fit the reference's cache of "
+                f"{args.max_batch_size} rows and {args.max_seq_len} slots: load one with more"
+            )
+        if tokens.min() < 0 or tokens.max() >= args.vocab_size:
+            raise ValueError(f"expected token ids below {args.vocab_size}, found {tokens.min()} to {tokens.max()}")
+        ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
+        with _single_rank():
+            return self.transformer.forward(ids, start_pos).float().cpu().numpy()
+
+    def greedy(self, tokens, max_new_tokens: int) -> np.ndarray:
+        """Free-running greedy decoding of one prompt, [T] or [1,T], through Meta's own cache -> the new ids. Raises
+        ValueError for several prompts."""
+        tokens, new = np.atleast_2d(tokens), []
+        if len(tokens) != 1:
+            raise ValueError(f"expected one prompt [T] or [1,T], found token ids of {tokens.shape}")
+        with _single_rank():
+            logits = self.logits(tokens)
+            for i in range(max_new_tokens):
+                new.append(int(logits[0, -1].argmax()))
+                if i + 1 < max_new_tokens:
+                    logits = self.logits([new[-1:]], tokens.shape[1] + i)
+        return np.array(new, np.int32)
+
+    def taps(self, tokens, start_pos: int = 0, sink=None) -> "OrderedDict[str, np.ndarray]":
+        """Every value of a pass, float32, in the order of execution, named as in model.xfmr_with_taps.
+
+        sink(name, value) takes each value as it comes, in place of the dict: for a pass that does not fit into memory.
+        Module outputs come from forward hooks; what has no module of its own from a pre-hook (h_attn) and from
+        wrapping two functions that Meta's file calls (apply_rotary_emb, F.softmax) for the time of this call.
+        """
+        import torch
+        from llama_models.llama3 import model as meta
+
+        taps, layer = OrderedDict(), None
+
+        def record(name, x):
+            if name in taps:
+                raise ValueError(f"two values are tapped under the name {name!r}")
+            value = x.detach().float().cpu().numpy().copy()
+            taps[name] = value if sink is None else sink(name, value)
+
+        def enter_layer(name):
+            def hook(module, args):
+                nonlocal layer
+                layer = name
+
+            return hook
+
+        def rope(xq, xk, freqs_cis):
+            out = meta_rope(xq, xk, freqs_cis)
+            for name, x in zip(("xq_rope", "xk_rope"), out, strict=True):
+                record(f"{layer}.attention.{name}", x)
+            return out
+
+        class Functional:
+            __getattr__ = staticmethod(lambda name: getattr(meta_functional, name))
+
+            @staticmethod
+            def softmax(scores, dim):
+                record(f"{layer}.attention.scores", scores)
+                probs = meta_functional.softmax(scores, dim=dim)
+                record(f"{layer}.attention.probs", probs.to(getattr(torch, self.dtype)))
+                return probs
+
+        meta_rope, meta_functional = meta.apply_rotary_emb, meta.F
+        handles = []
+        try:
+            for name, module in self.transformer.named_modules():
+                leaf = name.rsplit(".", 1)[-1]
+                if leaf == "ffn_norm":
+                    handles.append(
+                        module.register_forward_pre_hook(
+                            lambda m, args, n=name: record(n.replace("ffn_norm", "h_attn"), args[0])
+                        )
+                    )
+                if leaf.isdigit():
+                    handles.append(module.register_forward_pre_hook(enter_layer(name)))
+                if name and leaf not in ("layers", "attention", "feed_forward"):
+                    handles.append(module.register_forward_hook(lambda m, args, out, n=name: record(n, out)))
+            meta.apply_rotary_emb, meta.F = rope, Functional()
+            self.logits(tokens, start_pos)
+        finally:
+            meta.apply_rotary_emb, meta.F = meta_rope, meta_functional
+            for handle in handles:
+                handle.remove()
+        return taps
+
+
+def _merge(shards, config):
+    """Whole tensors from tensor-parallel shards; one shard's are passed on as they are, still mapped."""
+    import torch
+
+    if len(shards) == 1:
+        return shards[0]
+    join = lambda name: torch.cat([s[name] for s in shards], shard_dim(name))
+    return {n: shards[0][n] if shard_dim(n) is None else join(n) for n in tensor_shapes(config)}
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype):
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _single_rank():
+    """Meta's layers want a model-parallel group, even of one: a gloo group in memory, without ports or variables, that
+    exists only while Meta's code runs (about 1 ms). A group that is there already is used and left alone."""
+    import torch.distributed as dist
+    from fairscale.nn.model_parallel import initialize as fs_init
+
+    if fs_init.model_parallel_is_initialized():
+        yield
+        return
+    ours, excepthook = not dist.is_initialized(), sys.excepthook
+    if ours:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # fairscale prints three lines
+            fs_init.initialize_model_parallel(1)
+        yield
+    finally:
+        fs_init.destroy_model_parallel()
+        if ours:
+            dist.destroy_process_group()
+            sys.excepthook = excepthook  # torch puts its own there

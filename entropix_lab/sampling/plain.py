@@ -1,0 +1,91 @@
+"""Samplers that look at nothing but the logits."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from .draw import draw, keep, likeliest
+
+
+@dataclass(frozen=True)
+class Greedy:
+    def init(self, batch):
+        return ()
+
+    def __call__(self, logits, metrics, state, keys):
+        return jnp.argmax(logits, -1).astype(jnp.int32), state, {}
+
+
+@dataclass(frozen=True)
+class Sample:
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self):
+        fits = {
+            "temperature": self.temperature > 0,
+            "top_k": self.top_k is None or self.top_k >= 1,
+            "top_p": self.top_p is None or 0 < self.top_p <= 1,
+            "min_p": self.min_p is None or 0 <= self.min_p <= 1,
+        }
+        for name in (name for name, ok in fits.items() if not ok):
+            raise ValueError(f"{name} = {getattr(self, name)} makes no distribution (the greedy sampler is its limit)")
+
+    def init(self, batch):
+        return ()
+
+    def __call__(self, logits, metrics, state, keys):
+        ids = None
+        if self.top_k is not None:
+            logits, ids = likeliest(logits, self.top_k)
+        probs = keep(jax.nn.softmax(logits / self.temperature, -1), self.top_p, self.min_p)
+        token = draw(probs, keys)
+        if ids is not None:
+            token = jnp.take_along_axis(ids, token[:, None], -1)[:, 0]
+        return token, state, {"kept": jnp.sum(probs > 0, -1)}
+
+
+def bound(sampler, tokenizer):
+    """A sampler that knows the model's tokens, where it wants to. Raises ValueError for what is no sampler."""
+    if isinstance(sampler, type) or not (callable(sampler) and hasattr(sampler, "init")):
+        hint = f": write {sampler.__name__}(...)" if hasattr(sampler, "__name__") else ""
+        raise ValueError(f"expected a sampler, such as lab.samplers.top_p(0.9), found {sampler!r}{hint}")
+    return sampler.bind(tokenizer) if hasattr(sampler, "bind") else sampler
+
+
+def greedy() -> Greedy:
+    """The likeliest token; of equal ones the one with the lowest id."""
+    return Greedy()
+
+
+def sample(temperature=1.0, top_k=None, top_p=None, min_p=None) -> Sample:
+    """A draw from softmax(logits / temperature) cut down by what is given, in this order, renormalised after each:
+    top_k, the k likeliest (of equal ones the lowest ids); top_p, the nucleus, i.e. all tokens at least as likely as the
+    one at which the sum of probabilities, likeliest first, reaches top_p (Holtzman et al. 2019; equal ones stay
+    together); min_p, those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+
+    temperature 0 is the greedy sampler. Raises ValueError for what makes no distribution."""
+    return Greedy() if temperature == 0 else Sample(temperature, top_k, top_p, min_p)
+
+
+def temperature(t: float) -> Sample:
+    """A draw from softmax(logits / t)."""
+    return sample(t)
+
+
+def top_k(k: int, temperature=1.0) -> Sample:
+    """A draw from the k likeliest tokens."""
+    return sample(temperature, top_k=k)
+
+
+def top_p(p: float, temperature=1.0) -> Sample:
+    """A draw from the nucleus of mass p."""
+    return sample(temperature, top_p=p)
+
+
+def min_p(p: float, temperature=1.0) -> Sample:
+    """A draw from the tokens at least p times as likely as the likeliest."""
+    return sample(temperature, min_p=p)

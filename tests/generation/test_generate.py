@@ -1,0 +1,276 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import entropix_lab as lab
+from entropix_lab.generation import step
+from entropix_lab.llama.prompts import prompt_rows
+from entropix_lab.sampling import Greedy
+
+PROMPTS = [[5, 17, 3], [9], [44, 1, 2, 3, 99, 100, 7, 8, 21, 30, 31, 32, 33, 34, 35, 36, 37, 2], [9, 9]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """A sampler that draws from the distribution, and counts its steps in its state."""
+
+    def init(self, batch):
+        return jnp.zeros(batch, jnp.int32)
+
+    def __call__(self, logits, metrics, state, keys):
+        token = jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+        return token, state + 1, {"step": state, "entropy": metrics["entropy"]}
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(request, tiny_checkpoint):
+    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny32(tiny_checkpoint):
+    return lab.load_model(tiny_checkpoint(tied=False))
+
+
+def same(a, b):
+    """Equal tokens, or a first difference where the two best were tied."""
+    differ = np.flatnonzero(a.tokens != b.tokens)
+    return differ.size == 0 or differ[0] in a.ties or differ[0] in b.ties
+
+
+def test_greedy_is_metas(tiny):
+    reference = lab.load_reference(tiny.path, tiny.dtype)
+    for prompt in PROMPTS:
+        ours = lab.generate(tiny, prompt, 40)[0]
+        metas = reference.greedy(prompt, 40)
+        differ = np.flatnonzero(ours.tokens != metas)
+        assert differ.size == 0 or differ[0] in ours.ties
+        assert tiny.dtype == "bfloat16" or differ.size == 0
+
+
+def test_a_row_of_a_batch_is_the_row_alone(tiny):
+    batch = lab.generate(tiny, PROMPTS, 40)
+    alone = [lab.generate(tiny, p, 40)[0] for p in PROMPTS]
+    assert all(same(a, b) for a, b in zip(batch, alone, strict=True))
+    assert tiny.dtype == "bfloat16" or all((a.tokens == b.tokens).all() for a, b in zip(batch, alone, strict=True))
+
+
+def test_a_rows_randomness_is_its_own(tiny32):
+    draw = lambda prompts, seed: [g.tokens.tolist() for g in lab.generate(tiny32, prompts, 20, Draw(), seed)]
+    a, b = draw(PROMPTS[:2], [7, 8])
+    assert draw(PROMPTS[1::-1], [8, 7]) == [b, a]
+    assert draw(PROMPTS[0], 7) == [a] and draw(PROMPTS[0], 7) == [a]
+    assert draw(PROMPTS[0], 9) != [a]
+    four = draw([PROMPTS[0]] * 4, range(4))
+    assert len({tuple(t) for t in four}) == 4
+    assert draw([PROMPTS[0]] * 2, 3)[0] == draw([PROMPTS[0]] * 2, 3)[1]
+
+
+def test_a_seed_gives_the_same_in_any_place_of_its_batch(tiny):
+    """In either dtype: what bfloat16 cannot promise is the same row in a batch of another size."""
+    prompts, seeds = [PROMPTS[0], PROMPTS[3], PROMPTS[0], PROMPTS[1]], [7, 8, 7, 9]
+    draw = lambda *order: lab.generate(tiny, [prompts[i] for i in order], 20, Draw(), [seeds[i] for i in order])
+    forth, back = draw(0, 1, 2, 3), draw(3, 2, 1, 0)
+    assert all((a.tokens == b.tokens).all() for a, b in zip(forth, back[::-1], strict=True))
+    assert (forth[0].tokens == forth[2].tokens).all()
+
+
+def test_in_float64(tiny32):
+    with jax.enable_x64(True):
+        truth = lab.generate(lab.load_model(tiny32.path, "float64"), PROMPTS[0], 8)[0]
+    assert truth.tokens.tolist() == lab.generate(tiny32, PROMPTS[0], 8)[0].tokens.tolist()
+
+
+def test_rows_that_share_a_prompt_are_those_that_do_not(tiny32):
+    """Read once or read by each row: the same tokens, and the same attention to them."""
+    prompts, seeds = [PROMPTS[i] for i in (2, 0, 2, 2, 0, 1, 2)], [3, 1, 4, 1, 5, 9, 2]
+    together = lab.generate(tiny32, prompts, 12, Draw(), seeds, trace=True)
+    for prompt, seed, shared in zip(prompts, seeds, together, strict=True):
+        alone = lab.generate(tiny32, prompt, 12, Draw(), seed, trace=True)[0]
+        assert (shared.tokens == alone.tokens).all()
+        for name in ("entropy", "attention_entropy"):
+            np.testing.assert_allclose(getattr(shared.trace, name), getattr(alone.trace, name), atol=1e-4)
+
+
+def test_what_the_sampler_reports_is_kept(tiny32):
+    with_trace, without = (lab.generate(tiny32, PROMPTS[0], 5, Draw(), trace=t)[0] for t in (True, False))
+    for g in (with_trace, without):
+        assert g.info["step"].tolist() == [0, 1, 2, 3, 4] and g.info["entropy"].shape == (5,)
+    assert with_trace.trace.info is with_trace.info and without.trace is None
+
+
+def test_draws_have_the_models_probabilities(tiny32):
+    firsts = [g.tokens[0] for g in lab.generate(tiny32, [PROMPTS[0]] * 256, 1, Draw(), range(256))]
+    cache = lab.KVCache.new(tiny32.config, 1, 3)
+    p = jax.nn.softmax(lab.xfmr(tiny32.weights, tiny32.config, jnp.array([PROMPTS[0]]), 0, cache)[0][0, -1])
+    top = np.argsort(-np.asarray(p))[:5]
+    expected, found = float(p[top].sum()), np.isin(firsts, top).mean()
+    assert abs(found - expected) < 4 * (expected * (1 - expected) / 256) ** 0.5
+
+
+def test_the_cache_grows_and_nothing_changes(tiny32, monkeypatch):
+    want = lab.generate(tiny32, PROMPTS, 150)
+    monkeypatch.setattr(step, "SMALLEST_CACHE", 1024)
+    assert all((a.tokens == b.tokens).all() for a, b in zip(want, lab.generate(tiny32, PROMPTS, 150), strict=True))
+
+
+def test_what_a_row_reports(tiny32):
+    g = lab.generate(tiny32, PROMPTS[0], 12)[0]
+    cache = lab.KVCache.new(tiny32.config, 1, 15)
+    whole = jnp.array([[*PROMPTS[0], *g.tokens]])
+    logits = lab.xfmr(tiny32.weights, tiny32.config, whole, 0, cache)[0][0, 2:-1]
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose(g.logprobs, log_p[np.arange(12), g.tokens], atol=1e-5)
+    best = np.sort(np.asarray(logits))
+    np.testing.assert_allclose(g.margins, best[:, -1] - best[:, -2], atol=1e-5)
+    assert g.finish_reason == "length" and g.timing["first_token_s"] > 0 and "tokens" in g._repr_html_()
+
+
+def test_max_seq_len_is_a_clean_stop(tiny32):
+    long, short = lab.generate(tiny32, [PROMPTS[2], PROMPTS[0]], 30, max_seq_len=24)
+    assert (long.finish_reason, len(long.tokens)) == ("max_seq_len", 24 - 18)
+    assert (short.finish_reason, len(short.tokens)) == ("max_seq_len", 24 - 3)
+    alone = lab.generate(tiny32, PROMPTS[0], 30)[0]
+    assert (short.tokens == alone.tokens[:21]).all()
+
+
+def test_no_compilation_in_steady_state(tiny32):
+    count = step.step._cache_size
+    for length in (3, 17, 30, 60):
+        lab.generate(tiny32, list(range(length)), 80)
+    before = count()
+    for length in (1, 5, 16, 18, 25, 32, 33, 47, 64):
+        lab.generate(tiny32, list(range(length)), 90)
+    assert count() == before
+    lab.generate(tiny32, list(range(65)), 2)  # the next bucket is a new program: the count can see one
+    assert count() > before
+
+
+def test_stop(tiny32, demo):
+    g = lab.generate(tiny32, PROMPTS[0], 12)[0]
+    stopped = lab.generate(tiny32, PROMPTS[0], 12, stop=[int(g.tokens[4])])[0]
+    first = g.tokens.tolist().index(g.tokens[4])
+    assert stopped.finish_reason == "stop" and stopped.tokens.tolist() == g.tokens[: first + 1].tolist()
+    text = lab.generate(demo, "Monday, Tuesday, Wednesday,", 12, stop=())[0].text
+    word = text.split()[3]
+    cut = lab.generate(demo, "Monday, Tuesday, Wednesday,", 12, stop=word)[0]
+    assert cut.text == text[: text.index(word)] and cut.finish_reason == "stop" and len(cut.tokens) < 12
+
+
+def test_model_stop_tokens_and_chat(demo):
+    answer = lab.chat(demo, "What is the capital of France?", max_new_tokens=40)
+    assert answer.finish_reason == "stop" and answer.tokens[-1] == 2 and "Paris" in answer.text
+    assert "<|im_end|>" not in answer.text and answer.prompt.endswith("<|im_start|>assistant\n")
+
+
+class Script:
+    """A sampler that says given tokens, to see what the writer does with them."""
+
+    def __init__(self, tokens):
+        self.tokens = tuple(tokens)
+
+    def init(self, batch):
+        return jnp.zeros(batch, jnp.int32)
+
+    def __call__(self, logits, metrics, state, keys):
+        return jnp.array(self.tokens, jnp.int32)[state], state + 1, {}
+
+
+def test_streams_whole_characters(demo, capsys):
+    text = "naïve 北京 🙂 end"
+    tokens, pieces = demo.tokenizer.encode(text), []
+    g = lab.generate(demo, "x", len(tokens), Script(tokens), stream=lambda row, piece: pieces.append((row, piece)))[0]
+    assert "".join(p for _, p in pieces) == text == g.text and {row for row, _ in pieces} == {0}
+    assert not any("\ufffd" in p for _, p in pieces) and len(pieces) < len(tokens)
+    lab.generate(demo, "x", len(tokens), Script(tokens), stream=True)
+    assert capsys.readouterr().out == text + "\n"
+    half = tokens[: tokens.index(demo.tokenizer.encode(" 北")[0]) + 1]
+    assert lab.generate(demo, "x", len(half), Script(half))[0].text == "naïve \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([], {}, "at least one prompt"),
+        ([[1], []], {}, "the prompt is empty"),
+        ([1, 2], dict(max_new_tokens=0), "max_new_tokens must be at least 1, found 0"),
+        ([list(range(20))], dict(max_seq_len=20), "prompt 0 has 20 tokens.*max_seq_len=20"),
+        ([[1], [2]], dict(seed=[1, 2, 3]), "one to each of the 2 prompts, found 3"),
+        ("text", {}, "no tokenizer.model"),
+        (5, {}, "expected text, or token ids .*, found 5$"),
+        (None, {}, "expected text, or token ids .*, found None"),
+        ({"text": "a"}, {}, "expected text, or token ids .*, found {'text': 'a'}"),
+        ([None], {}, "expected text, or token ids .*, found None"),
+        ([[1, [2]]], {}, "expected text, or token ids .*, found list"),
+        ([1.0, 2.0], {}, "expected text, or token ids .*, found 1.0"),
+        ([1, 2**32 + 3], {}, "token 4294967299 is outside the vocabulary of 128"),
+        ([1, -1], {}, "token -1 is outside the vocabulary of 128"),
+        ([1], dict(sampler="top_p"), "expected a sampler, .*, found 'top_p'"),
+        ([1], dict(sampler=lab.samplers.greedy), r"expected a sampler, .*: write greedy\(...\)"),
+        ([1], dict(sampler=Greedy), r"expected a sampler, .*: write Greedy\(...\)"),
+        ([1], dict(seed=-1), r"expected a seed from 0 to 2\*\*32 - 1, .*, found -1"),
+        ([1], dict(seed=None), "expected a seed .*, found None"),
+        ([1], dict(seed=2**40), "expected a seed .*, found 1099511627776"),
+        ([1], dict(trace="foo"), "trace must be True, False or \"lens\", found 'foo'"),
+        ([1], dict(stop="."), "stop strings need a tokenizer"),
+        ([1], dict(sampler=lab.samplers.adaptive()), "without a tokenizer .*clarifying=None"),
+        ([1], dict(sampler=lab.samplers.dirichlet()), "vocab_size is not set"),
+        ([1], dict(sampler=lab.samplers.dirichlet(vocab_size=9)), r"expected logits of \(1, 9\)"),
+    ],
+)
+def test_errors(tiny32, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        lab.generate(tiny32, prompts, **options)
+
+
+def test_prompts_of_every_kind(demo):
+    ids = demo.tokenizer.encode("One two")
+    results = [
+        lab.generate(demo, p, 2)[0] for p in ("One two", ["One two"], ids, [ids], np.array(ids), np.array([ids]))
+    ]
+    assert all((r.tokens == results[0].tokens).all() for r in results)
+
+
+def test_an_array_is_one_prompt_and_its_rows_are_several(tiny32):
+    ids, wide = [5, 17, 3], [[5, 17, 3], [9, 9, 2]]
+    grad = torch.tensor([float(i) for i in ids], requires_grad=True).to(torch.int32)
+    ones = [np.array(ids), jnp.array(ids), torch.tensor(ids), grad, tuple(ids), [jnp.int32(i) for i in ids]]
+    mixed = [torch.tensor(ids), jnp.array([[9, 9, 2]])]
+    for given, rows in [*((one, [ids]) for one in ones), (jnp.array(wide), wide), (torch.tensor(wide), wide)]:
+        assert [r.tolist() for r in prompt_rows(tiny32, given)] == rows
+    assert [r.tolist() for r in prompt_rows(tiny32, mixed)] == wide
+    assert len(lab.generate(tiny32, jnp.array(ids), 2)) == 1
+    assert len(lab.trace_text(tiny32, torch.tensor(ids))) == 2
+
+
+def test_without_a_tokenizer(tiny32):
+    for sampler in (lab.samplers.dirichlet(vocab_size=128), lab.samplers.adaptive(clarifying_id=7)):
+        assert len(lab.generate(tiny32, PROMPTS[0], 4, sampler)[0].tokens) == 4
+    for call in (lambda: lab.chat(tiny32, "Hi"), lambda: lab.branch(tiny32, [1, 2])):
+        with pytest.raises(ValueError, match="no tokenizer.model"):
+            call()
+
+
+def test_a_stop_string_is_never_streamed_in_part(demo, capsys):
+    """Over several tokens, at the very end, and where it only seemed to begin."""
+    tokens = demo.tokenizer.encode("one END two ENDING three EN")
+    for stop, text in [("ENDING", "one END two "), ("three END", "one END two ENDING three EN"), (".", None)]:
+        pieces = []
+        stream = lambda row, piece, pieces=pieces: pieces.append(piece)
+        g = lab.generate(demo, "x", len(tokens), Script(tokens), stop=[stop, "***"], stream=stream)[0]
+        assert "".join(pieces) == g.text == (text or demo.tokenizer.decode(tokens)) and len(pieces) > 3
+    lab.generate(demo, "x", len(tokens), Script(tokens), stop=["ENDING"], stream=True)
+    assert capsys.readouterr().out == "one END two \n"
+
+
+def test_rows_are_streamed_apart(demo, capsys):
+    gens = lab.generate(demo, ["One, two,", "Monday,"], 5, stream=True)
+    assert capsys.readouterr().out == "".join(f"[{i}] {g.text}\n" for i, g in enumerate(gens))
+
+
+def test_the_default_sampler_is_greedy():
+    assert lab.samplers.greedy() == Greedy()
