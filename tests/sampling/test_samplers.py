@@ -40,7 +40,7 @@ def run(sampler, logits, state=None, seed=0):
     return compiled(sampler)(logits, state, keys)
 
 
-def counts(sampler, logits, n=1_000_000, rows=20_000):
+def counts(sampler, logits, n=200_000, rows=20_000):
     """How often each token of one distribution [V] is drawn in n draws, each with a key of its own."""
     logits = jnp.asarray(logits, jnp.float32)[None]
 
@@ -90,11 +90,11 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_a_million_draws_follow_the_definition(setting):
+def test_draws_follow_the_definition(setting):
     found = counts(lab.samplers.sample(**setting), LOGITS)
     expected = by_definition(LOGITS, **setting)
-    assert (found[expected == 0] == 0).all() and found.sum() == 1_000_000
-    assert stats.chisquare(found[expected > 0], 1e6 * expected[expected > 0]).pvalue > 1e-4
+    assert (found[expected == 0] == 0).all() and found.sum() == 200_000
+    assert stats.chisquare(found[expected > 0], 2e5 * expected[expected > 0]).pvalue > 1e-4
 
 
 def test_a_draw_over_many_blocks():
@@ -103,10 +103,10 @@ def test_a_draw_over_many_blocks():
     weights[256:512] = 0
     found = counts(lab.samplers.sample(), np.log(np.maximum(weights, 1e-30)), rows=10_000)
     expected = weights / weights.sum()
-    rare = expected * 1e6 < 10
+    rare = expected * 2e5 < 10
     observed = np.append(found[~rare], found[rare].sum())
     assert found[256:512].sum() == 0
-    assert stats.chisquare(observed, 1e6 * np.append(expected[~rare], expected[rare].sum())).pvalue > 1e-4
+    assert stats.chisquare(observed, 2e5 * np.append(expected[~rare], expected[rare].sum())).pvalue > 1e-4
 
 
 def test_short_spellings():
