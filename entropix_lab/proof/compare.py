@@ -3,7 +3,7 @@
 accumulated: both models from the same tokens. local: every layer of ours on the other's own input to that layer, so
 that no error travels. op: every single operation of ours on the other's own inputs to it, which names the culprit.
 The measure is the relative L2 distance of every position. What rounding explains is not guessed: correct variants of
-our forward (passes.VARIANTS) are run in the same view on the same tokens, and the largest of their distances is the
+our forward (variants.VARIANTS) are run in the same view on the same tokens, and the largest of their distances is the
 floor. The truth (truth.py) says how far either model is from what both would compute without rounding.
 """
 

@@ -15,9 +15,10 @@ from ..llama.model import at_least_float32
 from ..llama.weights import LayerWeights, unfused
 from .limits import Found, Seen
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
-from .passes import AS_IT_IS, INNOCENT, VARIANTS, Pass, Truth, whole_taps
+from .passes import INNOCENT, Pass, Truth, whole_taps
 from .report import VIEWS
 from .taps import OPS, OUTER_OPS, full_name, tap_shape
+from .variants import AS_IT_IS, VARIANTS
 
 # What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
 SHOWN = ("attention.xk_rope", "attention.wv", "")

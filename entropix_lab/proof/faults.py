@@ -135,8 +135,8 @@ def _rms_norm_over_the_batch(x, weight, eps):
     return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
 
 
-def _nothing_for_one_row(xq, keys, values, live, tap):
-    out = attend(xq, keys, values, live, tap)
+def _nothing_for_one_row(xq, keys, values, mask, tap):
+    out = attend(xq, keys, values, mask, tap)
     return out * 0 if len(xq) == 1 else out
 
 
@@ -206,13 +206,13 @@ def _head_without_norm(weights, config, x, tap):
 
 
 def _mask(sees):
-    """positions_and_mask with another mask: sees(slots [S], positions [B,1,1,T,1], start_pos, T) -> live."""
+    """positions_and_mask with another mask: sees(slots [S], positions [B,1,1,T,1], start_pos, T) -> mask."""
 
     def replacement(config, T, start_pos, S, dtype):
         positions = (start_pos[:, None] + jnp.arange(T))[:, None, None, :, None]
-        live = sees(jnp.arange(S), positions, start_pos[:, None, None, None, None], T)
+        mask = sees(jnp.arange(S), positions, start_pos[:, None, None, None, None], T)
         freqs_cis, right = positions_and_mask(config, T, start_pos, S, dtype)
-        return freqs_cis, jnp.broadcast_to(live, right.shape)
+        return freqs_cis, jnp.broadcast_to(mask, right.shape)
 
     return {"positions_and_mask": replacement}
 
@@ -222,9 +222,9 @@ def _gap_after_the_prompt(config, T, start_pos, S, dtype):
     return freqs_cis, positions_and_mask(config, T, start_pos, S, dtype)[1]
 
 
-def _tiled(xq, keys, values, live, tap):
+def _tiled(xq, keys, values, mask, tap):
     each = xq.shape[2] // keys.shape[2]
-    return attend(xq, jnp.tile(keys, (1, 1, each, 1)), jnp.tile(values, (1, 1, each, 1)), live, tap)
+    return attend(xq, jnp.tile(keys, (1, 1, each, 1)), jnp.tile(values, (1, 1, each, 1)), mask, tap)
 
 
 FAULTS = (
@@ -261,7 +261,7 @@ FAULTS = (
     Fault("F16", "key/value heads tiled, not repeated", "layers.0.attention.scores", replace={"attend": _tiled},
           seen="jax-js 180, onnx 7274"),
     Fault("F17", "scores divided by H, not by its root", "layers.0.attention.scores",
-          replace={"attend": lambda q, k, v, live, tap: attend(q / q.shape[3] ** 0.5, k, v, live, tap)}),
+          replace={"attend": lambda q, k, v, mask, tap: attend(q / q.shape[3] ** 0.5, k, v, mask, tap)}),
     Fault("F18", "causal mask off by one", "layers.0.attention.scores",
           replace=_mask(lambda slots, positions, start, T: slots <= positions + 1)),
     Fault("F19", "causal mask missing", "layers.0.attention.scores",

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .measure import UNIT
-from .report import VIEWS, Row, View, split
+from .report import VIEWS, Row, View
+from .taps import split
 
 # How far beyond the floor the median and the worst position may lie and still be rounding.
 FACTORS = 3, 6

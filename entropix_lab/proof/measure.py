@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
-from .report import ATOL, RTOL, Output
+from .report import Output
+from .words import ATOL, RTOL
 
 UNIT = float(jnp.finfo(jnp.float32).eps)
 
