@@ -18,9 +18,9 @@ class View:
     """
 
     error: tuple[float, float]
-    floor: tuple[float, float]
-    limit: tuple[float, float]
-    limit_ratio: float
+    floor: tuple[float, float] = (0.0, 0.0)
+    limit: tuple[float, float] = (0.0, 0.0)
+    limit_ratio: float = float("inf")  # not judged yet
     error_ratio: tuple[float, float] = (0.0, 0.0)
 
 
