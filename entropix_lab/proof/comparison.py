@@ -46,6 +46,7 @@ class Comparison:
         self.judged = {} if judged is None else judged
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
+        self.groups = 0  # of taps that were compared, a layer's or what lies outside the layers
         self.computed = False  # whether a value was taken that is no mere embedding
         self.own_layer = True  # whether the local view's next input is the other's own
         plan = cached_plan(valid) if mode == "cached" else None
@@ -154,7 +155,7 @@ class Comparison:
         theirs, views, noise = self.group, {op: {} for op in self.group}, {op: {} for op in self.group}
         for view in VIEWS:
             pick = lambda taps: {op: taps[op] for op in theirs}
-            ours, key = pick(run("ours", view)), (view, *map(name_of, theirs))
+            ours, key = pick(run("ours", view)), (view, self.groups)
             with jax.enable_x64(True):
                 truth = {op: jnp.asarray(truths[view][op], jnp.float64) for op in theirs}
                 ours_off = errors(ours, truth)
@@ -182,6 +183,7 @@ class Comparison:
             if judged.logits:
                 pick = lambda taps: np.asarray(taps["output"])[self.valid]
                 self.output = logits_of(pick(ours), pick(theirs), pick(truth), judged.logits[0], judged.logits[1:])
+        self.groups += 1
         whole, wide = self._whole_view(), self._wide(op_input, truth)
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False

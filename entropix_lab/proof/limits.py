@@ -17,14 +17,14 @@ from .taps import split
 
 # How far beyond the floor the median and the worst position may lie and still be rounding.
 FACTORS = 3, 6
-# How many times further from the truth than the other ours may be, at the median and at the worst position. Sums of
-# float32 differ by their order; rounded to bfloat16 they are all alike, and a rounding before the last one is not.
+# Our distance from the truth over the other model's: how large it may be, at the median and at the worst position.
+# Another order of a sum changes most float32 results. It changes few bfloat16 ones; an extra rounding changes those.
 ALIKE = {"float32": (10, 30), "bfloat16": (1.1, 1.3)}
-# So few different tokens have no median to speak of.
+# With fewer different tokens than this a median means little.
 FEW = 4
-# What our own distance from the truth may add to the noise of the variants: formulas and tables, not sums alone.
+# Our distance from the truth counts as noise, up to this many times the noise of the variants.
 CAP = 10
-# How far from the truth float32 may lie before the truth is in doubt, in units of the noise of the variants.
+# The truth is in doubt where float32 lies further from it than this many times the noise of the variants.
 DOUBT = 100
 
 
@@ -77,11 +77,10 @@ def measured(tap, views, noise, direct, valid, own_layer, missing, whole) -> Row
 def rows(found, dtype, metas, samples):
     """A Row for every Found, in order. metas: they were compared with Meta's model, in the same dtype.
 
-    Our distance from the truth is noise too, that of formulas and tables and not of sums alone. In bfloat16 it counts
-    where errors travel: elsewhere most of it is the rounding that both models share. Where no error travels an
-    operation has one floor in all layers: the few roundings that fall differently in bfloat16 fall in any of them. It
-    is the largest that was seen, in float32 no more than three times the median layer's. Accumulated noise does not
-    shrink with depth.
+    Our distance from the truth is noise too: it holds the rounding of formulas and tables. In bfloat16 it counts only
+    where errors travel; elsewhere both models share most of it. Where no error travels, an operation has one floor for
+    all layers, the largest that was seen. In float32 it is at most three times the median layer's. Accumulated noise
+    does not shrink with depth.
     """
 
     def travels(f, view):
@@ -94,7 +93,7 @@ def rows(found, dtype, metas, samples):
             floor = np.maximum(floor, np.minimum(_finite(f.noise[view].plain), _cap(floor, dtype)))
         return floor
 
-    # where the other's own values are missing, errors do travel, and such a floor is for that tap alone
+    # without the other's own values errors travel, and the floor holds for that tap alone
     key = lambda f, view: (view, split(f.row.tap)[1], travels(f, view) and f.row.tap)
     of_layers, so_far = {}, {}
     for f in found:
@@ -118,7 +117,7 @@ def rows(found, dtype, metas, samples):
 
 
 def _finite(pair):
-    """What is not finite is no noise."""
+    """NaN and infinity do not count as noise."""
     return np.where(np.isfinite(pair), pair, 0)
 
 
@@ -148,8 +147,8 @@ def _view(found, view, noise, share, dtype, metas, samples):
     if dtype == "bfloat16":
         limit = _one_flip(limit, found.size, share)
         limit = (limit[1] if view == "local" else limit[0]), limit[1]
-    # Noise that only ours has is no rounding of the other's kind: a product or a sum in a lower precision, say. Where
-    # errors travel this is asked at the median of Meta's own float32 only.
+    # Is ours much less exact than the other? Then it computes in a lower precision. Where errors travel, only the
+    # median is asked, and only of Meta's float32.
     if view == "op" and found.row.own_input:
         asked = seen.error_ratio
     else:
@@ -184,8 +183,7 @@ def _judged(view, floor, limit, ratio, asked):
 
 
 def _doubt(found, dtype, op):
-    """How far float32 lies from the truth on the other's own inputs, in units of what may still be rounding; where the
-    other model lies as far, the truth is wrong."""
+    """The truth_ratio of a Row, on the other's own inputs: of our untouched run and the other, the nearer counts."""
     if found.row.missing_inputs or found.row.nan:
         return 0.0
     if dtype == "bfloat16":  # its own roundings are far larger than any mistake that matters there

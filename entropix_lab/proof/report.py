@@ -11,10 +11,9 @@ VIEWS = ("accumulated", "local", "op")
 class View:
     """One tap in one view, ours against theirs: relative L2 errors of the positions, as (median, worst).
 
-    floor: what rounding was seen to do. limit: what is still taken for rounding, a few times the floor. error_ratio:
-    how many times further from float64 ours is than the other, at the (median, worst) position; 0 where that is not
-    asked. limit_ratio: the error in units of the limit, or error_ratio in units of what it may be, the larger; above 1
-    it is no rounding.
+    floor: the error that rounding makes, as measured. limit: the largest error that still counts as rounding, a few
+    times the floor. error_ratio: our distance from float64 over the other model's, (median, worst); 0 where it is not
+    asked. limit_ratio: the larger of error / limit and error_ratio / its limit; above 1 it is not rounding.
     """
 
     error: tuple[float, float]
@@ -26,13 +25,12 @@ class View:
 
 @dataclass(frozen=True)
 class Row:
-    """One tap, in three views and, where the forward as it is used shows it, that beside its layers one by one (whole).
+    """One tap in three views. whole: the compiled forward against its own layers run one by one, None for other taps.
 
-    own_layer: the local view ran on the other model's own values. missing_inputs: inputs that the op view could not
-    take from it, named as in OPS. truth_ratio: how far both models lie from the float64 truth in units of what they
-    may; above 1 the truth is wrong. meta_error and our_error are (median, worst) against the truth, accumulated and
-    local; max_abs, cosine (the lowest) and worst_position, a (row, token) pair, are ours against theirs, accumulated.
-    nan: whose values are no numbers.
+    own_layer: the local view started from the other model's values. missing_inputs: the inputs of this op that the
+    other model has no tap of, named as in OPS. truth_ratio: distance of both models from float64 over its limit; above
+    1 the truth is wrong. meta_error, our_error: (median, worst) against float64, accumulated and local. max_abs, cosine
+    (the lowest) and worst_position, a (row, token) pair: ours against theirs, accumulated. nan: who has NaN, in words.
     """
 
     tap: str
@@ -100,7 +98,7 @@ class Output:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """In words, what of the distribution is no rounding."""
+        """In words: argmaxes that are no ties, and a KL above that of correct variants."""
         pairs = zip(self.margins_where_different, self.noise_where_different, strict=True)
         wide = [margin for margin, noise in pairs if not margin <= MARGIN * noise]
         found = (f"{len(wide)} argmaxes differ by more than rounding (margin {max(wide):.2g})",) if wide else ()
@@ -130,15 +128,14 @@ class Report:
 
     @property
     def suspects(self) -> tuple[Row, ...]:
-        """The operations that differ by more than rounding on the other model's own inputs, the furthest first: where
-        several are wrong at once, all of them are here, and none that only inherits an error. Operations with an input
-        that has no tap are left out."""
+        """All operations that are wrong by themselves, the furthest first: on the other model's own inputs they differ
+        by more than rounding. An operation that only inherits an error is not here, nor one with an untapped input."""
         wrong = [row for row in self.rows if row.own_input and row.op.limit_ratio > 1]
         return tuple(sorted(wrong, key=lambda row: -row.op.limit_ratio))
 
     @property
     def truth_divergence(self) -> Row | None:
-        """The first tap at which both models are far from the float64 truth, which then is wrong there."""
+        """The first tap at which both models are far from float64: the truth is wrong there."""
         return next((row for row in self.rows if row.truth_ratio > 1), None)
 
     @property

@@ -46,6 +46,7 @@ OUTER_OPS = {
 
 
 def full_name(i: int, op: str) -> str:
+    """(3, "attention.wq") -> "layers.3.attention.wq"; the op "" is the layer's own output."""
     return f"layers.{i}.{op}".rstrip(".")
 
 

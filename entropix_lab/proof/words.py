@@ -67,7 +67,9 @@ def explain(report) -> str:
     others = [r for r in report.suspects if r is not row]
     if others:
         some = ", ".join(f"{r.tap} ({r.op.limit_ratio:.2g})" for r in others[:5])
-        lines.append(f"{len(others)} more operations differ on the reference's own inputs (times their limit): {some}.")
+        lines.append(
+            f"{len(others)} more operations are wrong on the reference's own inputs (error over limit): {some}."
+        )
     late = sum(r.accumulated.limit_ratio > 1 for r in report.rows)
     lines.append(
         f"In a run from the tokens on, {late} of {len(report.rows)} taps are beyond rounding; {row.tap} is furthest "
@@ -89,9 +91,8 @@ def _distance(row) -> str:
     found = next(((view, where) for view, where in ways if not view.limit_ratio <= 1), None)
     if found is None:
         return (
-            "Layer by layer ours is the reference's, but the forward as it is used computes something else: "
-            f"{_amount(row.whole.error)} away from its own layers, where rounding explains "
-            f"{_amount(row.whole.floor)}."
+            "Layer by layer ours agrees with the reference. The compiled forward does not agree with its own layers: "
+            f"they are {_amount(row.whole.error)} apart. Rounding explains {_amount(row.whole.floor)}."
         )
     view, where = found
     if row.tap.endswith(".scores") and np.isinf(view.error[1]):
@@ -119,18 +120,11 @@ def html(report) -> str:
         f"{r.limit_ratio:.2g}",
         "yes" if r.within_rounding else "<b>no</b>",
     ]
-    titles = (
-        "tap",
-        "ours vs reference",
-        "worst",
-        "reference vs float64",
-        "ours vs float64",
-        "local",
-        "op",
-        "of limit",
+    titles = "tap|ours vs reference|worst|reference vs float64|ours vs float64|local|op|of limit|rounding only".split(
+        "|"
     )
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in cells(r)) + "</tr>" for r in report.rows if shown(r))
-    head = "".join(f"<th>{t}</th>" for t in (*titles, "rounding only"))
+    head = "".join(f"<th>{t}</th>" for t in titles)
     explanation = explain(report).replace("\n", "<br>")
     return (
         f"<p>{verdict_of(report)}</p><p>{explanation}</p><table><tr>{head}</tr>{body}</table>"
