@@ -23,7 +23,8 @@ import numpy as np
 import entropix_lab as lab
 from entropix_lab.proof.faults import CONTROLS, FAULTS
 from entropix_lab.proof.passes import whole_taps
-from entropix_lab.proof.report import ATOL, RTOL, VIEWS
+from entropix_lab.proof.report import VIEWS
+from entropix_lab.proof.words import ATOL, RTOL
 
 SECTIONS = ("clean", "controls", "sensitivity", "faults")
 LENGTHS = (16, 50, 320)

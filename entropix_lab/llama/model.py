@@ -55,7 +55,7 @@ def write_rows(slots, rows, start_pos):
     return jax.vmap(lambda s, r, p: jax.lax.dynamic_update_slice(s, r, (p, zero, zero)))(slots, rows, start_pos)
 
 
-def attention(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):
+def attention(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):
     B, T, _ = x.shape
     N, K, H = config.n_heads, config.n_kv_heads, config.head_dim
     xq, xk, xv = w.qkv(linear, x)
@@ -66,19 +66,19 @@ def attention(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):
     xk = tap("xk_rope", apply_rotary_emb(xk, *freqs_cis))
 
     keys, values = write_rows(cache_k, xk, start_pos), write_rows(cache_v, xv, start_pos)
-    out = attend(xq, keys, values, live, tap).reshape(B, T, N * H)
+    out = attend(xq, keys, values, mask, tap).reshape(B, T, N * H)
     return tap("wo", linear(out, w.wo)), keys, values
 
 
-def attend(xq, keys, values, live, tap):
-    """Queries [B,T,N,H] over the slots [B,S,K,H] that live [B,1,1,T,S] lets them see -> [B,T,N,H]."""
+def attend(xq, keys, values, mask, tap):
+    """Queries [B,T,N,H] over the slots [B,S,K,H] where mask [B,1,1,T,S] is true -> [B,T,N,H]."""
     B, T, N, H = xq.shape
     K = keys.shape[2]
     # query head n reads key/value head n // G: no copies of the keys are made
     xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys)
     scores = (at_least_float32(scores) / math.sqrt(H)).astype(xq.dtype)
-    scores = tap("scores", jnp.where(live, scores, -jnp.inf))
+    scores = tap("scores", jnp.where(mask, scores, -jnp.inf))
     probs = tap("probs", softmax(scores))
     return jnp.einsum("BKGTS,BSKH->BKGTH", probs, values).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
@@ -97,10 +97,10 @@ def feed_forward(w, x, tap):
     return tap("w2", linear(silu(gate) * up, w.w2))
 
 
-def block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap):
+def block(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):
     """One layer: residual stream x [B,T,D] -> (x, keys, values)."""
     h = tap("attention_norm", rms_norm(x, w.attention_norm, config.norm_eps))
-    h, keys, values = attention(w, config, h, freqs_cis, live, start_pos, cache_k, cache_v, under(tap, "attention."))
+    h, keys, values = attention(w, config, h, freqs_cis, mask, start_pos, cache_k, cache_v, under(tap, "attention."))
     x = tap("h_attn", x + h)
     h = tap("ffn_norm", rms_norm(x, w.ffn_norm, config.norm_eps))
     return x + feed_forward(w, h, under(tap, "feed_forward.")), keys, values
@@ -114,8 +114,8 @@ def positions_and_mask(config, T, start_pos, max_seq_len, dtype):
     positions = start_pos[:, None] + jnp.arange(T)
     table = precompute_freqs_cis(config, max_seq_len, np.float64 if dtype == jnp.float64 else np.float32)
     freqs_cis = tuple(jnp.asarray(t)[positions] for t in table)
-    live = jnp.arange(max_seq_len) <= positions[:, None, None, :, None]
-    return freqs_cis, live
+    mask = jnp.arange(max_seq_len) <= positions[:, None, None, :, None]
+    return freqs_cis, mask
 
 
 def transformer(weights, config, tokens, start_pos, cache, tap):
@@ -123,10 +123,10 @@ def transformer(weights, config, tokens, start_pos, cache, tap):
     B, T = tokens.shape
     start_pos = jnp.broadcast_to(jnp.asarray(start_pos, jnp.int32), (B,))
     x = tap("tok_embeddings", weights.tok_embeddings[tokens])
-    freqs_cis, live = positions_and_mask(config, T, start_pos, cache.max_seq_len, x.dtype)
+    freqs_cis, mask = positions_and_mask(config, T, start_pos, cache.max_seq_len, x.dtype)
     new_k, new_v = [], []
     for i, w in enumerate(weights.layer_weights):
-        x, k, v = block(w, config, x, freqs_cis, live, start_pos, cache.k[i], cache.v[i], under(tap, f"layers.{i}."))
+        x, k, v = block(w, config, x, freqs_cis, mask, start_pos, cache.k[i], cache.v[i], under(tap, f"layers.{i}."))
         x = tap(f"layers.{i}", x)
         new_k.append(k)
         new_v.append(v)

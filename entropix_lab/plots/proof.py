@@ -4,8 +4,7 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from ..colours import BLUE, COLOURS, RED
-from ..proof.report import split
-from ..proof.taps import OPS
+from ..proof.taps import OPS, split
 from .style import figure, styled
 
 

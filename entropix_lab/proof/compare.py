@@ -3,8 +3,10 @@
 accumulated: both models from the same tokens. local: every layer of ours on the other's own input to that layer, so
 that no error travels. op: every single operation of ours on the other's own inputs to it, which names the culprit.
 The measure is the relative L2 distance of every position. What rounding explains is not guessed: correct variants of
-our forward (passes.VARIANTS) are run in the same view on the same tokens, and the largest of their distances is the
+our forward (variants.VARIANTS) are run in the same view on the same tokens, and the largest of their distances is the
 floor. The truth (truth.py) says how far either model is from what both would compute without rounding.
+
+The way: prompts -> tokens -> the reference's taps -> ours, the truth and the variants -> limits -> Report.
 """
 
 from collections.abc import Mapping
@@ -34,11 +36,11 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     the same tokens under the names that taps.py lists (a dict, an opened .npz file), of which some may be missing.
     prompts: text, token ids [T] or [B,T], or a list of texts or rows of ids of different lengths, which are padded on
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
-    ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function} to
-    stand for functions of model.py in ours alone: another formula, or a bug on trial. The floor and the truth keep the
-    originals.
+    ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function}
+    in place of functions of model.py, in ours alone: another formula, or a bug on trial. The floor and the truth keep
+    the originals.
 
-    Memory is that of the two models, one layer's taps of seven runs, the stream after every layer, and their logits.
+    Memory: both models, one layer's taps of seven runs, the stream after every layer, and the logits of every run.
     Raises ValueError where the two cannot be compared.
     """
     canary()
@@ -90,29 +92,39 @@ def compare_programs(model, reference, prompts, mode, programs, judged=None) -> 
     if not hasattr(model, "weights"):
         raise ValueError(f"expected a model of load_model, found {type(model).__name__}")
     tokens, valid = _padded(model, prompts)
+    _check(model, valid, mode)
+    hand_out, theirs, metas = _taps_of(model, reference, tokens)
+    work = Comparison(model, tokens, valid, mode, programs, judged)
+    hand_out(work.take)
+    taps = tuple(rows(work.found, model.dtype, metas, work.samples))
+    where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
+    expected = len(tap_names(model.config.n_layers))
+    return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
+
+
+def _check(model, valid, mode):
+    """Raise ValueError for an unknown mode or dtype, and for rows too short for the mode."""
     if mode not in MODES:
         raise ValueError(f"mode must be one of {MODES}, found {mode!r}")
     if model.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"expected a model in float32 or bfloat16, found {model.dtype}")
     if mode == "cached" and valid.sum(1).min() < 5:
         raise ValueError(f"mode='cached' needs rows of at least 5 tokens, the shortest has {valid.sum(1).min()}")
+
+
+def _taps_of(model, reference, tokens):
+    """(hand_out, theirs, metas). hand_out(sink) calls sink(name, value) for every tap of tokens [B,T] in order; theirs:
+    whose they are, in the possessive; metas: whether they are Meta's. Raises ValueError for another model's."""
     if isinstance(reference, Mapping):
-        metas, theirs, reference = False, "the reference's", _mapping(model, reference)
-    elif isinstance(reference, OurTaps):
-        metas, theirs = False, "the unfused programs'"
+        theirs, taps = "the reference's", _mapping(model, reference)
+        hand_out = lambda sink: [sink(name, taps.get(name)) for name in tap_names(model.config.n_layers)]
     else:
-        metas, theirs, reference = True, "Meta's", reference_for(model, reference, *tokens.shape)
+        unfused = isinstance(reference, OurTaps)
+        theirs = "the unfused programs'" if unfused else "Meta's"
+        source = reference if unfused else reference_for(model, reference, *tokens.shape)
+        hand_out = lambda sink: source.taps(tokens, sink=sink)
     check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
-    work = Comparison(model, tokens, valid, mode, programs, judged)
-    if isinstance(reference, Mapping):
-        for name in tap_names(model.config.n_layers):
-            work.take(name, reference.get(name))
-    else:
-        reference.taps(tokens, sink=work.take)
-    taps = tuple(rows(work.found, model.dtype, metas, work.samples))
-    where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
-    expected = len(tap_names(model.config.n_layers))
-    return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
+    return hand_out, theirs, theirs == "Meta's"
 
 
 def _mapping(model, taps) -> dict:

@@ -13,11 +13,12 @@ import numpy as np
 
 from ..llama.model import at_least_float32
 from ..llama.weights import LayerWeights, unfused
-from .limits import Found, Seen
+from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
-from .passes import AS_IT_IS, INNOCENT, VARIANTS, Pass, Truth, whole_taps
-from .report import VIEWS
+from .passes import INNOCENT, Pass, Truth, whole_taps
+from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, full_name, tap_shape
+from .variants import AS_IT_IS, VARIANTS
 
 # What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
 SHOWN = ("attention.xk_rope", "attention.wv", "")
@@ -45,6 +46,7 @@ class Comparison:
         self.judged = {} if judged is None else judged
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
+        self.groups = 0  # of taps that were compared, a layer's or what lies outside the layers
         self.computed = False  # whether a value was taken that is no mere embedding
         self.own_layer = True  # whether the local view's next input is the other's own
         plan = cached_plan(valid) if mode == "cached" else None
@@ -150,10 +152,10 @@ class Comparison:
 
     def _compare(self, name_of, run, truths, op_input=None):
         """Every tap of one group, in one view after the other. truths: {view: taps}; op_input: what the group reads."""
-        theirs, views = self.group, {op: {} for op in self.group}
+        theirs, views, noise = self.group, {op: {} for op in self.group}, {op: {} for op in self.group}
         for view in VIEWS:
             pick = lambda taps: {op: taps[op] for op in theirs}
-            ours, key = pick(run("ours", view)), (view, *map(name_of, theirs))
+            ours, key = pick(run("ours", view)), (view, self.groups)
             with jax.enable_x64(True):
                 truth = {op: jnp.asarray(truths[view][op], jnp.float64) for op in theirs}
                 ours_off = errors(ours, truth)
@@ -170,25 +172,18 @@ class Comparison:
             direct = direct_of(ours, theirs)
             of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
             for op in theirs:
-                seen = Seen(
-                    of(direct[op].error),
-                    tuple(of(amount[op]) for amount in judged.noise),
-                    of(ours_off[op]),
-                    of(judged.theirs[op]),
-                    of(judged.plain[op]),
-                    ratios(
-                        self.samples,
-                        ours_off[op],
-                        np.max([judged.theirs[op], *(amount[op] for amount in judged.noise)], axis=0),
-                        direct[op].share * half_ulp,
-                    ),
-                )
-                views[op][view] = seen
-                if view == "accumulated":
-                    views[op]["direct"] = direct[op]
+                variants = [amount[op] for amount in judged.noise]
+                off = ours_off[op], judged.theirs[op], judged.plain[op]
+                noise[op][view] = Noise(tuple(map(of, variants)), *map(of, off))
+                least = np.max([judged.theirs[op], *variants], axis=0)
+                further = ratios(self.samples, ours_off[op], least, direct[op].share * half_ulp)
+                views[op][view] = View(of(direct[op].error), error_ratio=further)
+            if view == "accumulated":
+                accumulated = direct
             if judged.logits:
                 pick = lambda taps: np.asarray(taps["output"])[self.valid]
                 self.output = logits_of(pick(ours), pick(theirs), pick(truth), judged.logits[0], judged.logits[1:])
+        self.groups += 1
         whole, wide = self._whole_view(), self._wide(op_input, truth)
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False
@@ -197,9 +192,10 @@ class Comparison:
                 gaps = True
                 continue
             missing = tuple(read for read in (OPS | OUTER_OPS)[op][1] if read not in own)
-            direct, seen = views[op].pop("direct"), views[op]
-            more = self.own_layer, gaps, missing, whole.get(op), wide.get(op)
-            self.found.append(Found.of(name_of(op), seen, direct, self.valid, *more))
+            direct, alone = accumulated[op], View(whole[op]) if op in whole else None
+            row = measured(name_of(op), views[op], noise[op], direct, self.valid, self.own_layer, missing, alone)
+            share = float(np.max(direct.share[self.valid]))
+            self.found.append(Found(row, noise[op], direct.size, share, gaps, wide.get(op)))
 
     def _judge(self, view, plain, taps_of, truth):
         """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant."""

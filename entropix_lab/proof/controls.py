@@ -52,9 +52,9 @@ def _softmax_in_two_blocks(scores):
     return (jnp.exp(s - both) / (low + jnp.sum(jnp.exp(s[..., half:] - both), -1, keepdims=True))).astype(scores.dtype)
 
 
-def _repeated(xq, keys, values, live, tap):
+def _repeated(xq, keys, values, mask, tap):
     each = xq.shape[2] // keys.shape[2]
-    return attend(xq, jnp.repeat(keys, each, 2), jnp.repeat(values, each, 2), live, tap)
+    return attend(xq, jnp.repeat(keys, each, 2), jnp.repeat(values, each, 2), mask, tap)
 
 
 def _silu_by_tanh(x):
@@ -71,8 +71,8 @@ def _rms_norm_one_by_one(x, weight, eps):
 
 
 def _masked_with(lowest):
-    def masked(xq, keys, values, live, tap):
-        return attend(xq, keys, values, live, lambda name, x: tap(name, jnp.maximum(x, lowest(x))))
+    def masked(xq, keys, values, mask, tap):
+        return attend(xq, keys, values, mask, lambda name, x: tap(name, jnp.maximum(x, lowest(x))))
 
     return masked
 

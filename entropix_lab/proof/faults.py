@@ -44,9 +44,8 @@ def _weights(**change):
 
 def _layers(change):
     """The same change to every LayerWeights, given the config."""
-    return lambda model: _weights(layer_weights=lambda w: tuple(change(x, model.config) for x in w.layer_weights))(
-        model
-    )
+    of = lambda config: lambda w: tuple(change(x, config) for x in w.layer_weights)
+    return lambda model: _weights(layer_weights=of(model.config))(model)
 
 
 def _without_the_last_tile(x, w):
@@ -107,10 +106,6 @@ def _with_dropout(config):
     return {"softmax": dropout}
 
 
-def _embeddings_scaled(weights, *args):
-    return transformer(weights._replace(tok_embeddings=weights.tok_embeddings * 1.01), *args)
-
-
 def _loop_with_a_bfloat16_table(*args):
     with replaced([("precompute_freqs_cis", _table_in_bfloat16)]):
         return transformer(*args)
@@ -133,15 +128,6 @@ def _rms_norm_over_the_batch(x, weight, eps):
     x32 = at_least_float32(x)
     mean = jnp.mean(x32 * x32, (0, -1), keepdims=True)
     return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
-
-
-def _nothing_for_one_row(xq, keys, values, live, tap):
-    out = attend(xq, keys, values, live, tap)
-    return out * 0 if len(xq) == 1 else out
-
-
-def _first_rows_positions(config, T, start_pos, S, dtype):
-    return positions_and_mask(config, T, jnp.full_like(start_pos, start_pos[0]), S, dtype)
 
 
 def _permute_as_hugging_face(w, heads):
@@ -177,16 +163,8 @@ def _only_queries_rotate(config):
     return {"apply_rotary_emb": rotate}
 
 
-def _scaling_by_32(config, end, dtype=np.float32):
-    return precompute_freqs_cis(changed(config, rope_scaling_factor=32.0), end, dtype)
-
-
 def _table_in_bfloat16(config, end, dtype=np.float32):
     return tuple(t.astype(jnp.bfloat16).astype(dtype) for t in precompute_freqs_cis(config, end, dtype))
-
-
-def _positions_from_one(config, end, dtype=np.float32):
-    return tuple(t[1:] for t in precompute_freqs_cis(config, end + 1, dtype))
 
 
 def _rms_norm_in_bfloat16(x, weight, eps):
@@ -201,18 +179,14 @@ def _gain_before_the_cast(x, weight, eps):
     )
 
 
-def _head_without_norm(weights, config, x, tap):
-    return tap("output", at_least_float32(linear(tap("norm", x), weights.output)))
-
-
 def _mask(sees):
-    """positions_and_mask with another mask: sees(slots [S], positions [B,1,1,T,1], start_pos, T) -> live."""
+    """positions_and_mask with another mask: sees(slots [S], positions [B,1,1,T,1], start_pos, T) -> mask."""
 
     def replacement(config, T, start_pos, S, dtype):
         positions = (start_pos[:, None] + jnp.arange(T))[:, None, None, :, None]
-        live = sees(jnp.arange(S), positions, start_pos[:, None, None, None, None], T)
+        mask = sees(jnp.arange(S), positions, start_pos[:, None, None, None, None], T)
         freqs_cis, right = positions_and_mask(config, T, start_pos, S, dtype)
-        return freqs_cis, jnp.broadcast_to(live, right.shape)
+        return freqs_cis, jnp.broadcast_to(mask, right.shape)
 
     return {"positions_and_mask": replacement}
 
@@ -220,11 +194,6 @@ def _mask(sees):
 def _gap_after_the_prompt(config, T, start_pos, S, dtype):
     freqs_cis, _ = positions_and_mask(config, T, start_pos + (start_pos > 0), S + 1, dtype)
     return freqs_cis, positions_and_mask(config, T, start_pos, S, dtype)[1]
-
-
-def _tiled(xq, keys, values, live, tap):
-    each = xq.shape[2] // keys.shape[2]
-    return attend(xq, jnp.tile(keys, (1, 1, each, 1)), jnp.tile(values, (1, 1, each, 1)), live, tap)
 
 
 FAULTS = (
@@ -236,7 +205,8 @@ FAULTS = (
     Fault("F03", "RoPE scaling missing", "layers.0.attention.xq_rope", _config(use_scaled_rope=False),
           needs="scaled RoPE", seen="felafax 59, TransformerLens 910"),
     Fault("F04", "RoPE scaling by 32 for 8", "layers.0.attention.xq_rope",
-          replace={"precompute_freqs_cis": _scaling_by_32}, needs="scaled RoPE", seen="llama-models 241"),
+          replace={"precompute_freqs_cis": lambda config, end, dtype=np.float32: precompute_freqs_cis(
+              changed(config, rope_scaling_factor=32.0), end, dtype)}, needs="scaled RoPE", seen="llama-models 241"),
     Fault("F05", "another rope_theta", "layers.0.attention.xq_rope",
           lambda m: _config(rope_theta=m.config.rope_theta / 10)(m)),
     Fault("F06", "RoPE turns the other way", "layers.0.attention.xq_rope",
@@ -245,7 +215,8 @@ FAULTS = (
     Fault("F08", "RoPE table in bfloat16", "layers.0.attention.xq_rope",
           replace={"precompute_freqs_cis": _table_in_bfloat16}, seen="transformers 29285, 25681"),
     Fault("F09", "positions from 1 on", "layers.0.attention.xq_rope",
-          replace={"precompute_freqs_cis": _positions_from_one}, seen="transformers 33095"),
+          replace={"precompute_freqs_cis": lambda config, end, dtype=np.float32: tuple(
+              t[1:] for t in precompute_freqs_cis(config, end + 1, dtype))}, seen="transformers 33095"),
     Fault("F10", "norm_eps 1e-6 for 1e-5", "layers.0.attention_norm", _config(norm_eps=1e-6),
           seen="lit-llama 339, llama.cpp 2384"),
     Fault("F11", "RMSNorm computed in bfloat16", "layers.0.attention_norm",
@@ -258,10 +229,12 @@ FAULTS = (
           replace={"rms_norm": lambda x, weight, eps: rms_norm(x - jnp.mean(x, -1, keepdims=True), weight, eps)}),
     Fault("F15", "attention_norm and ffn_norm swapped", "layers.0.attention_norm",
           _layers(lambda w, c: w._replace(attention_norm=w.ffn_norm, ffn_norm=w.attention_norm))),
-    Fault("F16", "key/value heads tiled, not repeated", "layers.0.attention.scores", replace={"attend": _tiled},
+    Fault("F16", "key/value heads tiled, not repeated", "layers.0.attention.scores",
+          replace={"attend": lambda q, k, v, mask, tap: attend(
+              q, *(jnp.tile(x, (1, 1, q.shape[2] // k.shape[2], 1)) for x in (k, v)), mask, tap)},
           seen="jax-js 180, onnx 7274"),
     Fault("F17", "scores divided by H, not by its root", "layers.0.attention.scores",
-          replace={"attend": lambda q, k, v, live, tap: attend(q / q.shape[3] ** 0.5, k, v, live, tap)}),
+          replace={"attend": lambda q, k, v, mask, tap: attend(q / q.shape[3] ** 0.5, k, v, mask, tap)}),
     Fault("F18", "causal mask off by one", "layers.0.attention.scores",
           replace=_mask(lambda slots, positions, start, T: slots <= positions + 1)),
     Fault("F19", "causal mask missing", "layers.0.attention.scores",
@@ -282,7 +255,9 @@ FAULTS = (
     Fault("F26", "w1 and w3 swapped", "layers.0.feed_forward.w1", _layers(lambda w, c: w._replace(w1=w.w3, w3=w.w1))),
     Fault("F27", "GELU for SiLU", "layers.0.feed_forward.w2",
           replace={"silu": lambda x: jax.nn.gelu(at_least_float32(x)).astype(x.dtype)}),
-    Fault("F28", "final norm missing", "norm", replace={"head": _head_without_norm}, seen="llama-models 172"),
+    Fault("F28", "final norm missing", "norm",
+          replace={"head": lambda weights, config, x, tap: tap(
+              "output", at_least_float32(linear(tap("norm", x), weights.output)))}, seen="llama-models 172"),
     Fault("F29", "output head not tied where it should be", "output", _weights(output=_untied), seen="keras-hub 1895"),
     Fault("F30", "vocabulary shifted by one", "tok_embeddings",
           _weights(tok_embeddings=lambda w: jnp.roll(w.tok_embeddings, 1, axis=0))),
@@ -305,7 +280,8 @@ FAULTS = (
           replace={"linear": _in_single_steps(_partial_sums_rounded)}, mode="cached", needs="bfloat16"),
     Fault("F40", "dropout left on", "layers.0.attention.probs", replace=_with_dropout),
     Fault("F41", "embeddings scaled in the loop over the layers", "tok_embeddings",
-          replace={"transformer": _embeddings_scaled}),
+          replace={"transformer": lambda weights, *args: transformer(
+              weights._replace(tok_embeddings=weights.tok_embeddings * 1.01), *args)}),
     Fault("F42", "RoPE table in bfloat16 in the loop over the layers", "layers.0.attention.xk_rope",
           replace={"transformer": _loop_with_a_bfloat16_table}),
     Fault("F43", "the key caches of two layers swapped", "layers.0.attention.xk_rope",
@@ -316,7 +292,8 @@ FAULTS = (
     Fault("F46", "RMSNorm averages over the batch", "layers.0.attention_norm",
           replace={"rms_norm": _rms_norm_over_the_batch}),
     Fault("F47", "the first row's positions for all rows", "layers.0.attention.xq_rope",
-          replace={"positions_and_mask": _first_rows_positions}, mode="cached"),
+          replace={"positions_and_mask": lambda config, T, start_pos, S, dtype: positions_and_mask(
+              config, T, jnp.full_like(start_pos, start_pos[0]), S, dtype)}, mode="cached"),
     Fault("F48", "attention gives nothing where the batch is one row", "layers.0",
-          replace={"attend": _nothing_for_one_row}),
+          replace={"attend": lambda q, k, v, mask, tap: attend(q, k, v, mask, tap) * (0 if len(q) == 1 else 1)}),
 )  # fmt: skip

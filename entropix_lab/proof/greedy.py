@@ -11,8 +11,9 @@ from ..generation.generate import generate
 from ..llama.prompts import prompt_rows
 from .compare import reference_for
 from .measure import pair_noise
-from .passes import VARIANTS, Pass, whole_taps
+from .passes import Pass, whole_taps
 from .report import MARGIN
+from .variants import VARIANTS
 
 
 class Decoded(NamedTuple):

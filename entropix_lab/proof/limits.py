@@ -5,105 +5,96 @@ it is judged by. The factors were chosen on 20 real texts of 16 to 320 tokens; b
 correct variants on 20 others.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from .measure import UNIT
-from .report import VIEWS, Row, View, split
+from .report import VIEWS, Row
+from .taps import split
 
 # How far beyond the floor the median and the worst position may lie and still be rounding.
 FACTORS = 3, 6
-# How many times further from the truth than the other ours may be, at the median and at the worst position. Sums of
-# float32 differ by their order; rounded to bfloat16 they are all alike, and a rounding before the last one is not.
+# Our distance from the truth over the other model's: how large it may be, at the median and at the worst position.
+# Another order of a sum changes most float32 results. It changes few bfloat16 ones; an extra rounding changes those.
 ALIKE = {"float32": (10, 30), "bfloat16": (1.1, 1.3)}
-# So few different tokens have no median to speak of.
+# With fewer different tokens than this a median means little.
 FEW = 4
-# What our own distance from the truth may add to the noise of the variants: formulas and tables, not sums alone.
+# Our distance from the truth counts as noise, up to this many times the noise of the variants.
 CAP = 10
-# How far from the truth float32 may lie before the truth is in doubt, in units of the noise of the variants.
+# The truth is in doubt where float32 lies further from it than this many times the noise of the variants.
 DOUBT = 100
 
 
-class Seen(NamedTuple):
-    """One tap in one view, (median, worst) over positions: ours against theirs; each variant against the run as it is;
-    and against the truth ours, theirs, the run as it is. ratio: how many times further from the truth ours is."""
+class Noise(NamedTuple):
+    """Relative errors of one tap in one view, (median, worst) over positions. variants: each from the run as it is;
+    ours, theirs, plain: of our run, the other model and the run as it is, from the truth."""
 
-    error: tuple[float, float]
-    noise: tuple[tuple[float, float], ...]
+    variants: tuple[tuple[float, float], ...]
     ours: tuple[float, float]
     theirs: tuple[float, float]
     plain: tuple[float, float]
-    ratio: tuple[float, float]
 
 
 class Found(NamedTuple):
-    """What is kept of one tap: numbers, no tensors. size: entries of a position; share: of the largest in its norm;
-    own_layer: whether the local view ran on the other's own input; gaps: whether an earlier value of the layer has no
-    tap; missing_inputs: which the op view did without; whole: the forward as it is used beside its layers one by one,
-    None where that is not looked at; wide: a bfloat16 model in float32 beside the truth, None elsewhere; nan: whose
-    values are no numbers."""
+    """A Row without its limits, and what they are made of. noise: by view; size: entries of a position; share: of the
+    largest entry in the norm of its position; gaps: whether an earlier value of the layer has no tap; wide: (median,
+    worst) of a bfloat16 model in float32 from the truth, None elsewhere."""
 
-    tap: str
+    row: Row
+    noise: dict[str, Noise]
     size: int
     share: float
-    own_layer: bool
     gaps: bool
-    missing_inputs: tuple[str, ...]
-    views: dict[str, Seen]
-    whole: tuple[float, float] | None
     wide: tuple[float, float] | None
-    max_abs: float
-    cosine: float
-    worst_position: tuple[int, int]
-    nan: str
 
-    @classmethod
-    def of(cls, tap, views, direct, valid, own_layer, gaps, missing, whole, wide):
-        """direct: the measure.Direct of the accumulated view."""
-        worst = np.argmax(np.where(valid, direct.error, -1))  # the first NaN, where there is one
-        nan = [who for who, x in (("ours", direct.nan_ours), ("the reference", direct.nan_theirs)) if np.any(x[valid])]
-        return cls(
-            tap,
-            direct.size,
-            float(np.max(direct.share[valid])),
-            own_layer,
-            gaps,
-            missing,
-            views,
-            whole,
-            wide,
-            float(np.max(direct.max_abs[valid])),
-            float(np.min(direct.cosine[valid])),
-            tuple(int(i) for i in np.unravel_index(worst, valid.shape)),
-            " and ".join(nan),
-        )
+
+def measured(tap, views, noise, direct, valid, own_layer, missing, whole) -> Row:
+    """A Row without its limits. views: {view: View} and whole: a View or None, both without limits; noise: {view:
+    Noise}; direct: the measure.Direct of the accumulated view; valid [B,T]: the positions that are compared."""
+    worst = np.argmax(np.where(valid, direct.error, -1))  # the first NaN, where there is one
+    nan = [who for who, x in (("ours", direct.nan_ours), ("the reference", direct.nan_theirs)) if np.any(x[valid])]
+    return Row(
+        tap,
+        **views,
+        whole=whole,
+        own_layer=own_layer,
+        missing_inputs=missing,
+        truth_ratio=0.0,
+        meta_error=noise["accumulated"].theirs,
+        our_error=noise["accumulated"].ours,
+        local_meta_error=noise["local"].theirs,
+        local_our_error=noise["local"].ours,
+        max_abs=float(np.max(direct.max_abs[valid])),
+        cosine=float(np.min(direct.cosine[valid])),
+        worst_position=tuple(int(i) for i in np.unravel_index(worst, valid.shape)),
+        nan=" and ".join(nan),
+    )
 
 
 def rows(found, dtype, metas, samples):
     """A Row for every Found, in order. metas: they were compared with Meta's model, in the same dtype.
 
-    Our distance from the truth is noise too, that of formulas and tables and not of sums alone. In bfloat16 it counts
-    where errors travel: elsewhere most of it is the rounding that both models share. Where no error travels an
-    operation has one floor in all layers: the few roundings that fall differently in bfloat16 fall in any of them. It
-    is the largest that was seen, in float32 no more than three times the median layer's. Accumulated noise does not
-    shrink with depth.
+    Our distance from the truth is noise too: it holds the rounding of formulas and tables. In bfloat16 it counts only
+    where errors travel; elsewhere both models share most of it. Where no error travels, an operation has one floor for
+    all layers, the largest that was seen. In float32 it is at most three times the median layer's. Accumulated noise
+    does not shrink with depth.
     """
 
     def travels(f, view):
         """Whether a value in between was not tapped: another port need not have rounded it."""
-        return {"accumulated": True, "local": f.gaps or not f.own_layer, "op": bool(f.missing_inputs)}[view]
+        return {"accumulated": True, "local": f.gaps or not f.row.own_layer, "op": bool(f.row.missing_inputs)}[view]
 
     def noise(f, view):
-        seen = f.views[view]
-        floor = np.max([_finite(amount) for amount in seen.noise], axis=0)
+        floor = np.max([_finite(amount) for amount in f.noise[view].variants], axis=0)
         if dtype == "float32" or travels(f, view):
-            floor = np.maximum(floor, np.minimum(_finite(seen.plain), _cap(floor, dtype)))
+            floor = np.maximum(floor, np.minimum(_finite(f.noise[view].plain), _cap(floor, dtype)))
         return floor
 
-    # where the other's own values are missing, errors do travel, and such a floor is for that tap alone
-    key = lambda f, view: (view, split(f.tap)[1], travels(f, view) and f.tap)
+    # without the other's own values errors travel, and the floor holds for that tap alone
+    key = lambda f, view: (view, split(f.row.tap)[1], travels(f, view) and f.row.tap)
     of_layers, so_far = {}, {}
     for f in found:
         for view in ("local", "op"):
@@ -113,34 +104,20 @@ def rows(found, dtype, metas, samples):
     pooled = {k: np.minimum(n, most(n)).max(0) for k, n in of_layers.items()}
     share, group = 0.0, None
     for f in found:
-        layer, op = split(f.tap)
-        new_group = "embeddings" if f.tap == "tok_embeddings" else layer
+        layer, op = split(f.row.tap)
+        new_group = "embeddings" if f.row.tap == "tok_embeddings" else layer
         share, group = max(f.share, share if new_group == group else 0.0), new_group
         floors = {view: np.maximum(noise(f, view), pooled[key(f, view)]) for view in ("local", "op")}
         so_far[op] = np.maximum(np.maximum(noise(f, "accumulated"), so_far.get(op, 0)), floors["local"])
         floors["accumulated"] = so_far[op]
         shares = {"accumulated": share, "local": share, "op": f.share}
         views = {v: _view(f, v, floors[v], shares[v], dtype, metas, samples) for v in VIEWS}
-        yield Row(
-            f.tap,
-            **views,
-            whole=f.whole and _whole_view(f, floors["local"], dtype, samples),
-            own_layer=f.own_layer,
-            missing_inputs=f.missing_inputs,
-            truth_ratio=_doubt(f, dtype, views["op"]),
-            meta_error=f.views["accumulated"].theirs,
-            our_error=f.views["accumulated"].ours,
-            local_meta_error=f.views["local"].theirs,
-            local_our_error=f.views["local"].ours,
-            max_abs=f.max_abs,
-            cosine=f.cosine,
-            worst_position=f.worst_position,
-            nan=f.nan,
-        )
+        whole = f.row.whole and _whole_view(f, floors["local"], dtype, samples)
+        yield replace(f.row, **views, whole=whole, truth_ratio=_doubt(f, dtype, views["op"]))
 
 
 def _finite(pair):
-    """What is not finite is no noise."""
+    """NaN and infinity do not count as noise."""
     return np.where(np.isfinite(pair), pair, 0)
 
 
@@ -163,22 +140,22 @@ def _view(found, view, noise, share, dtype, metas, samples):
     travel it may be an entry of any earlier value of the layer (share is the largest of theirs), and if all tokens
     attend to it, all of them move: in the local view, whose floor holds few such flips, the median may then be as noisy
     as the worst."""
-    seen = found.views[view]
+    seen = getattr(found.row, view)
     floor = max(float(noise[0]), UNIT / 2), max(float(noise[1]), UNIT)
     limit = (FACTORS[0] if samples.different >= FEW else FACTORS[1]) * floor[0], FACTORS[1] * floor[1]
-    limit = tuple(float(max(pair)) for pair in zip(limit, _norm_sum(found.tap, found.size), strict=True))
+    limit = tuple(float(max(pair)) for pair in zip(limit, _norm_sum(found.row.tap, found.size), strict=True))
     if dtype == "bfloat16":
         limit = _one_flip(limit, found.size, share)
         limit = (limit[1] if view == "local" else limit[0]), limit[1]
-    # Noise that only ours has is no rounding of the other's kind: a product or a sum in a lower precision, say. Where
-    # errors travel this is asked at the median of Meta's own float32 only.
-    if view == "op" and not found.missing_inputs:
-        asked = seen.ratio
+    # Is ours much less exact than the other? Then it computes in a lower precision. Where errors travel, only the
+    # median is asked, and only of Meta's float32.
+    if view == "op" and found.row.own_input:
+        asked = seen.error_ratio
     else:
-        asked = (seen.ratio[0], 0.0) if metas and dtype == "float32" else (0.0, 0.0)
+        asked = (seen.error_ratio[0], 0.0) if metas and dtype == "float32" else (0.0, 0.0)
     beyond = [(r - 1) / (most - 1) for r, most in zip(asked, ALIKE[dtype], strict=True)]
     ratio = max(*(e / at for e, at in zip(seen.error, limit, strict=True)), *beyond)
-    return View(seen.error, floor, limit, float(ratio) if np.isfinite(ratio) else float("inf"), asked)
+    return _judged(seen, floor, limit, ratio, asked)
 
 
 def _one_flip(limit, size, share):
@@ -196,19 +173,23 @@ def _whole_view(found, noise, dtype, samples):
         limit = max(floor[0], flip[0] / 2), max(floor[1], flip[1])
     if samples.different < FEW:
         limit = limit[1], limit[1]
-    ratio = max(e / at for e, at in zip(found.whole, limit, strict=True))
-    return View(found.whole, floor, limit, float(ratio) if np.isfinite(ratio) else float("inf"))
+    ratio = max(e / at for e, at in zip(found.row.whole.error, limit, strict=True))
+    return _judged(found.row.whole, floor, limit, ratio, (0.0, 0.0))
+
+
+def _judged(view, floor, limit, ratio, asked):
+    ratio = float(ratio) if np.isfinite(ratio) else float("inf")
+    return replace(view, floor=floor, limit=limit, limit_ratio=ratio, error_ratio=asked)
 
 
 def _doubt(found, dtype, op):
-    """How far float32 lies from the truth on the other's own inputs, in units of what may still be rounding; where the
-    other model lies as far, the truth is wrong."""
-    if found.missing_inputs or found.nan:
+    """The truth_ratio of a Row, on the other's own inputs: of our untouched run and the other, the nearer counts."""
+    if found.row.missing_inputs or found.row.nan:
         return 0.0
     if dtype == "bfloat16":  # its own roundings are far larger than any mistake that matters there
         if op.limit_ratio > 1:  # the models do not agree: the other may be as near to the truth as it can
             return 0.0
         return float(np.max(_finite(found.wide))) / (2.0**-11) if found.wide else 0.0
-    seen = found.views["op"]
-    most = DOUBT * np.maximum(np.max([_finite(n) for n in seen.noise], axis=0), UNIT)
+    seen = found.noise["op"]
+    most = DOUBT * np.maximum(np.max([_finite(n) for n in seen.variants], axis=0), UNIT)
     return float(np.min([np.max(_finite(who) / most) for who in (seen.plain, seen.theirs)]))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
-from .report import ATOL, RTOL, Output
+from .report import Output
+from .words import ATOL, RTOL
 
 UNIT = float(jnp.finfo(jnp.float32).eps)
 
@@ -40,10 +41,10 @@ DEAD, ALIVE = 100, 50
 def relative_error(name, x, y):
     """||x - y|| / ||y|| of every position, [B,T]; infinite where one masks what the other sees.
 
-    A norm over the whole tensor would hide an error in all tokens but the few with massive activations. Values are
-    scaled first: the square of 1e20 is no float32. Scores are compared where neither is masked, with -inf or with a
-    large negative number. One wrong logit drowns in the norm over a vocabulary: of the logits the largest entry's error
-    counts as if a fifth of its size lay in every entry, about what it is of the largest of so many rounding errors.
+    Each position has its own norm: a few massive activations would hide errors elsewhere. Values are scaled first,
+    because the square of 1e20 overflows float32. Scores are compared where neither is masked, by -inf or by a large
+    negative number. One wrong logit drowns in a norm over the vocabulary V: the largest error times sqrt(V)/5 counts
+    too. The largest of so many rounding errors is about five times their root mean square.
     """
     x, y = (at_least_float32(jnp.asarray(z)) for z in (x, y))
     axes, same_mask = over(name, y), True
@@ -118,10 +119,12 @@ def _direct(ours, theirs):
 
 
 def ratios(samples, ours, theirs, largest):
-    """How many times further from the truth ours is than theirs, at the median and at the worst position, of [B,T]
-    each. theirs: the other's distance, or the noise of correct variants where that is larger: the other may be more
-    exact than float32 is. Where it happens to be exact at a position, its median stands for it, and no less than the
-    rounding of the position's largest entry (largest [B,T]), in which a massive one's norm lies."""
+    """Our distance from the truth over theirs, (median, worst) of positions. ours, theirs, largest: [B,T].
+
+    theirs is the other's distance or the noise of correct variants, the larger: the other may be more exact than
+    float32. At the worst position it counts as no smaller than its median, nor than the rounding of the position's
+    largest entry (largest).
+    """
     (our_median, _), (their_median, _) = samples.of(ours), samples.of(theirs)
     least = max(their_median, UNIT)
     with np.errstate(invalid="ignore"):  # infinite by infinite, of padding or of what is reported as such
@@ -188,8 +191,8 @@ def pair_noise(plain, others, a, b) -> np.ndarray:
 
 
 def logits_of(ours, theirs, truth, plain, variants) -> Output:
-    """What the logits [n,V] say by themselves, beside what rounding does to those of correct variants and to the
-    model's own, from what they would be without any (truth)."""
+    """The Output of logits [n,V]: ours, theirs, of the truth, and of the run as it is (plain). variants: a list of the
+    same of correct variants; with the truth they show what rounding does."""
     variants = [*variants, truth]
     (_, ours_first), (_, theirs_first) = (map(np.asarray, jax.lax.top_k(x, 5)) for x in (ours, theirs))
     differ = np.flatnonzero(ours_first[:, 0] != theirs_first[:, 0])

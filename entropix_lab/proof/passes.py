@@ -7,9 +7,7 @@ import contextlib
 import functools
 import inspect
 import types
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +17,10 @@ from ..compiler import EXACT
 from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
-from ..llama.model import KVCache, at_least_float32, check_inputs, xfmr_with_taps
-from ..llama.weights import fused
+from ..llama.model import KVCache, check_inputs, xfmr_with_taps
 from . import truth
 from .taps import OUTER_OPS, tap_names
+from .variants import AS_IT_IS, widened
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
 # copies are kept, because a reload of the module changes the code of a function in its place.
@@ -108,8 +106,8 @@ class Programs:
         def layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, around=()):
             with standing(), replaced(_wrapped(around)):
                 taps, tap = _observer(theirs, forced)
-                freqs_cis, live = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
-                x, keys, values = forward.block(w, config, x, freqs_cis, live, start_pos, cache_k, cache_v, tap)
+                freqs_cis, mask = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
+                x, keys, values = forward.block(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap)
                 return tap("", x), keys, values, taps
 
         def head(weights, config, x, theirs, forced, around=()):
@@ -157,79 +155,6 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
 
-class Variant(NamedTuple):
-    """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
-
-    around: (name, wrapper) of functions of model.py: a wrapper calls the function that it wraps, in another order.
-    """
-
-    name: str
-    around: tuple = ()
-    form: Callable = lambda w: w
-    copies: int = 1
-
-
-def _linear_reversed(linear):
-    return lambda x, w: linear(x[..., ::-1], w[:, ::-1])
-
-
-def _norm_reversed(rms_norm):
-    return lambda x, weight, eps: rms_norm(x[..., ::-1], weight[::-1], eps)[..., ::-1]
-
-
-def _scores_reversed(attend):
-    return lambda xq, keys, values, live, tap: attend(xq[..., ::-1], keys[..., ::-1], values, live, tap)
-
-
-def _scores_even_first(attend):
-    turn = lambda x: jnp.concatenate([x[..., ::2], x[..., 1::2]], -1)
-    return lambda xq, keys, values, live, tap: attend(turn(xq), turn(keys), values, live, tap)
-
-
-def _softmax_reversed(softmax):
-    return lambda scores: softmax(scores[..., ::-1])[..., ::-1]
-
-
-def _linear_in_halves(linear):
-    def halves(x, w):
-        half, x_wide = x.shape[-1] // 2, at_least_float32(x)
-        return (linear(x_wide[..., :half], w[:, :half]) + linear(x_wide[..., half:], w[:, half:])).astype(x.dtype)
-
-    return halves
-
-
-def _widened(w):
-    """Matrices in float32 at least: products of bfloat16 are slow on a CPU, and their sums are float32 anyway."""
-    return jax.tree.map(lambda x: at_least_float32(x) if x.ndim == 2 else x, w)
-
-
-def _angles_off(precompute_freqs_cis):
-    """Every rotation angle half a float32 unit larger: the next port's table need not be rounded as ours is."""
-
-    def table(config, end, dtype=np.float32):
-        with jax.ensure_compile_time_eval():  # a table on trial may be jax.numpy's
-            cos, sin = (np.asarray(t, np.float64) for t in precompute_freqs_cis(config, end + 1, dtype))
-        off = np.outer(np.arange(end + 1), np.arctan2(sin[1], cos[1])) * (np.finfo(np.float32).eps / 2)
-        turned = cos * np.cos(off) - sin * np.sin(off), sin * np.cos(off) + cos * np.sin(off)
-        return tuple(t[:end].astype(dtype) for t in turned)
-
-    return table
-
-
-_REVERSED = (
-    ("linear", _linear_reversed),
-    ("rms_norm", _norm_reversed),
-    ("attend", _scores_reversed),
-    ("softmax", _softmax_reversed),
-)
-VARIANTS = (
-    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, lambda w: _widened(fused(w)), copies=2),
-    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), _widened),
-    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),)),
-)
-AS_IT_IS = Variant("as it is")
-
-
 class Pass:
     """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in.
 
@@ -275,7 +200,7 @@ class Pass:
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
         weights = weights._replace(tok_embeddings=None, layer_weights=())
-        weights = weights if self.variant is AS_IT_IS else _widened(weights)
+        weights = weights if self.variant is AS_IT_IS else widened(weights)
         forced = jnp.full(len(x), forced)
         return self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around)
 

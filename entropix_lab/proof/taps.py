@@ -38,7 +38,6 @@ OPS = {
     "": ("the stream after the layer", ("h_attn", "feed_forward.w2")),
 }
 
-
 OUTER_OPS = {
     "tok_embeddings": ("the embedding of each token", ("the tokens",)),
     "norm": ("the final RMSNorm", ("the last layer's output",)),
@@ -47,7 +46,16 @@ OUTER_OPS = {
 
 
 def full_name(i: int, op: str) -> str:
+    """(3, "attention.wq") -> "layers.3.attention.wq"; the op "" is the layer's own output."""
     return f"layers.{i}.{op}".rstrip(".")
+
+
+def split(tap: str) -> tuple[int | None, str]:
+    """ "layers.3.attention.wq" -> (3, "attention.wq"); taps outside the layers have None."""
+    if not tap.startswith("layers."):
+        return None, tap
+    i, _, op = tap.removeprefix("layers.").partition(".")
+    return int(i), op
 
 
 def tap_names(n_layers: int) -> list[str]:

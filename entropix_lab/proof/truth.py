@@ -1,4 +1,4 @@
-"""The truth that no compiler shares: Llama's forward in NumPy float64, from the formulas, to be read beside model.py.
+"""The truth: Llama's forward in NumPy float64, written from the formulas. No compiler has a part in it.
 
 One layer at a time, whole rows at once, with every tap. It knows nothing of model.py: no cache, no replaced function,
 no XLA. Weights are widened a few million entries at a time, so that a large layer needs no float64 copy.

@@ -44,12 +44,12 @@ def test_rms_norm_casts_before_it_scales():
 
 
 def test_masks_by_hand(tiny):
-    _, live = m.positions_and_mask(tiny.config, 3, jnp.array([0, 2]), 6, jnp.float32)
+    _, mask = m.positions_and_mask(tiny.config, 3, jnp.array([0, 2]), 6, jnp.float32)
     want = [
         [[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]],
         [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]],
     ]
-    assert (live[:, 0, 0] == np.array(want, bool)).all()
+    assert (mask[:, 0, 0] == np.array(want, bool)).all()
 
 
 def test_taps_change_no_bit(tiny):

@@ -94,8 +94,8 @@ def test_a_slot_beyond_the_text_that_is_read(pair):
     model, reference = pair
 
     def beyond(config, T, start_pos, S, dtype):
-        freqs_cis, live = forward_mask(config, T, start_pos, S, dtype)
-        return freqs_cis, live | (jnp.arange(S) >= 128)
+        freqs_cis, mask = forward_mask(config, T, start_pos, S, dtype)
+        return freqs_cis, mask | (jnp.arange(S) >= 128)
 
     forward_mask = forward.positions_and_mask
     report = lab.compare(model, reference, TOKENS, "cached", {"positions_and_mask": beyond})

@@ -1,0 +1,84 @@
+"""Correct ways to compute the same layer. Their distances from the layer as it is are what rounding explains."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..llama.model import at_least_float32
+from ..llama.weights import fused
+
+
+class Variant(NamedTuple):
+    """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
+
+    around: (name, wrapper) of functions of model.py: a wrapper calls the function that it wraps, in another order.
+    """
+
+    name: str
+    around: tuple = ()
+    form: Callable = lambda w: w
+    copies: int = 1
+
+
+def _linear_reversed(linear):
+    return lambda x, w: linear(x[..., ::-1], w[:, ::-1])
+
+
+def _norm_reversed(rms_norm):
+    return lambda x, weight, eps: rms_norm(x[..., ::-1], weight[::-1], eps)[..., ::-1]
+
+
+def _scores_reversed(attend):
+    return lambda xq, keys, values, mask, tap: attend(xq[..., ::-1], keys[..., ::-1], values, mask, tap)
+
+
+def _scores_even_first(attend):
+    turn = lambda x: jnp.concatenate([x[..., ::2], x[..., 1::2]], -1)
+    return lambda xq, keys, values, mask, tap: attend(turn(xq), turn(keys), values, mask, tap)
+
+
+def _softmax_reversed(softmax):
+    return lambda scores: softmax(scores[..., ::-1])[..., ::-1]
+
+
+def _linear_in_halves(linear):
+    def halves(x, w):
+        half, x_wide = x.shape[-1] // 2, at_least_float32(x)
+        return (linear(x_wide[..., :half], w[:, :half]) + linear(x_wide[..., half:], w[:, half:])).astype(x.dtype)
+
+    return halves
+
+
+def widened(w):
+    """Matrices in float32 at least: products of bfloat16 are slow on a CPU, and their sums are float32 anyway."""
+    return jax.tree.map(lambda x: at_least_float32(x) if x.ndim == 2 else x, w)
+
+
+def _angles_off(precompute_freqs_cis):
+    """Every rotation angle half a float32 unit larger: the next port's table need not be rounded as ours is."""
+
+    def table(config, end, dtype=np.float32):
+        with jax.ensure_compile_time_eval():  # a table on trial may be jax.numpy's
+            cos, sin = (np.asarray(t, np.float64) for t in precompute_freqs_cis(config, end + 1, dtype))
+        off = np.outer(np.arange(end + 1), np.arctan2(sin[1], cos[1])) * (np.finfo(np.float32).eps / 2)
+        turned = cos * np.cos(off) - sin * np.sin(off), sin * np.cos(off) + cos * np.sin(off)
+        return tuple(t[:end].astype(dtype) for t in turned)
+
+    return table
+
+
+_REVERSED = (
+    ("linear", _linear_reversed),
+    ("rms_norm", _norm_reversed),
+    ("attend", _scores_reversed),
+    ("softmax", _softmax_reversed),
+)
+VARIANTS = (
+    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, lambda w: widened(fused(w)), copies=2),
+    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), widened),
+    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),)),
+)
+AS_IT_IS = Variant("as it is")
