@@ -36,7 +36,7 @@ class Bench:
     def __init__(self, dtype, folder, lengths):
         self.lengths = lengths
         self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
-        self.reference = lab.load_reference(self.model.path, dtype, max_seq_len=320, max_batch_size=16)
+        self.reference = lab.load_reference(self.model.path, dtype, max_seq_len=640, max_batch_size=16)
         scaled = lab.demo.write_random_checkpoint(folder, lab.demo.TINY, dtype=dtype)
         self.scaled = lab.load_model(scaled, dtype), lab.load_reference(scaled, dtype)
         # starts of real texts, no text twice: one for the faults, 20 and 20 for the untouched model and the controls
