@@ -57,6 +57,7 @@ class Run:
         return float(np.mean(shares))
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Panel:
     """Several samplers in one program: row i of a batch of a multiple of n rows follows samplers[i % n].

@@ -46,6 +46,7 @@ class Branched:
         return f"Branched({self.text!r}, {len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks)"
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class UntilFork:
     """A sampler that follows another one, and says FORK instead of a token where its thresholds' LEHV ("exploring")

@@ -16,7 +16,7 @@ ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2, "float64": 1e-7}  # of float64, l
 SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
 
 
-@partial(jax.jit, static_argnames=("config", "sampler", "trace"), donate_argnames="cache", compiler_options=EXACT)
+@partial(jax.jit, static_argnames=("config", "trace"), donate_argnames="cache", compiler_options=EXACT)
 def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False, rows=None):
     """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
 

@@ -1,6 +1,6 @@
 """Samplers: pure functions from logits to a token, one decision to a row, usable without the rest of this package.
 
-A sampler is a frozen dataclass (hashable, so that jit can take it as static) with two methods:
+A sampler is a frozen dataclass with two methods:
     init(batch) -> state                               a pytree whose arrays have a row to each sequence, or ()
     __call__(logits, metrics, state, keys) -> (token, state, info)
 logits [B,V] float32; metrics: dict of arrays [B,...], "entropy" and "varentropy" (nats) always among them; keys [B]
@@ -8,6 +8,9 @@ typed PRNG keys; token [B] int32; info: dict of arrays [B] that go into the trac
     needs: tuple of further metrics, e.g. ("attention_entropy",)
     bind(tokenizer) -> sampler                         a sampler that knows the model's tokens; called once, with None
                                                        where a model has no tokenizer
+
+The samplers here are pytrees (jax.tree_util.register_dataclass). Their numbers are traced, so a new temperature needs
+no new program. A sampler of your own that is no pytree must be hashable: it is compiled in, once for each value.
 
 From any other engine, here PyTorch (the plain samplers do not look at the metrics, the others want both entropies):
 

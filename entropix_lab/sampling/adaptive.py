@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from .draw import draw, keep, likeliest
+from .plain import static
 
 BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, low or high varentropy; none of them
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adaptive:
     """The threshold sampler of github.com/xjdr-alt/entropix as it was evidently meant, with the numbers of its revision
@@ -32,12 +34,13 @@ class Adaptive:
     high_entropy: float = 5.0  # bits
     low_varentropy: float = 0.1  # bits^2
     high_varentropy: float = 5.0  # bits^2
-    quadrants: tuple[str, ...] = BRANCHES[:4]  # those that are on; a row of one that is off goes to "adaptive"
+    # those that are on; a row of one that is off goes to "adaptive"
+    quadrants: tuple[str, ...] = static(default=BRANCHES[:4])
 
     # hA: mean over the heads of one layer of their attention's entropy; vA: its variance over the heads. The published
     # numbers belong to attention over unwritten cache slots, so they are off until attention=True.
-    attention: bool = False
-    attention_layer: int = -1
+    attention: bool = static(default=False)
+    attention_layer: int = static(default=-1)
     low_attention_entropy: float | None = None  # bits; LELV, HELV and LEHV want hA below it
     high_attention_entropy: float | None = None  # bits; HEHV wants hA above it
     low_attention_varentropy: float | None = None  # bits^2; LELV and HELV want vA below it
@@ -45,17 +48,17 @@ class Adaptive:
 
     temperature: float = 0.666
     top_p: float = 0.90
-    top_k: int = 27
+    top_k: int = static(default=27)
     min_p: float = 0.03
 
-    clarifying: str | None = " ..."  # must be one token of the model; None never asks
-    clarifying_id: int | None = None  # its id, set by bind unless given; without it HELV draws
+    clarifying: str | None = static(default=" ...")  # must be one token of the model; None never asks
+    clarifying_id: int | None = static(default=None)  # its id, set by bind unless given; without it HELV draws
     helv_temperature: float = 1.3  # times temperature, as all temperatures below
     helv_temperature_attention_entropy: float = 0.2  # more to each bit of hA
     helv_max_temperature: float = 1.5
     lehv_temperature: float = 1.2
     lehv_max_temperature: float = 1.5
-    lehv_top_k: float = 1.5  # times top_k
+    lehv_top_k: float = static(default=1.5)  # times top_k
     hehv_temperature: float = 2.0
     hehv_temperature_attention_varentropy: float = 0.5  # more to each bit^2 of vA
     hehv_min_temperature: float = 2.0
@@ -69,15 +72,10 @@ class Adaptive:
     adaptive_top_p_attention_varentropy: float = 0.1  # relative growth to each bit^2 of vA
     adaptive_min_p_entropy: float = 0.5  # relative decline to each bit of H
     adaptive_min_p_varentropy: float = 0.5  # relative decline to each bit^2 of V
-    adaptive_candidates: int = 5
+    adaptive_candidates: int = static(default=5)
     # A candidate scores its log-probability at temperature 1, less this many times |surprisal - entropy| (nats). The
     # published score added the same number to all candidates, which is 0 here: the likeliest of them wins.
     typicality: float = 0.0
-
-    def __post_init__(self):
-        unknown = set(self.quadrants) - set(BRANCHES[:4])
-        if unknown:
-            raise ValueError(f"unknown quadrants {sorted(unknown)}: they are {', '.join(BRANCHES[:4])}")
 
     @property
     def needs(self):
@@ -144,7 +142,7 @@ class Adaptive:
             "temperature": choose(
                 T,
                 jnp.minimum(T * asking, self.helv_max_temperature),
-                min(T * self.lehv_temperature, self.lehv_max_temperature),
+                jnp.minimum(T * self.lehv_temperature, self.lehv_max_temperature),
                 jnp.clip(T * hot, self.hehv_min_temperature, self.hehv_max_temperature),
                 T * warm,
             ),
@@ -214,4 +212,7 @@ def adaptive(version: str = "cceeb84", **changes) -> Adaptive:
     """The threshold sampler with a published version's numbers ("cceeb84" or "9d41be6") and what is changed of them."""
     if version not in PUBLISHED:
         raise ValueError(f"version {version!r} is unknown: there are {', '.join(PUBLISHED)}")
-    return Adaptive(**PUBLISHED[version] | changes)
+    sampler = Adaptive(**PUBLISHED[version] | changes)
+    if unknown := set(sampler.quadrants) - set(BRANCHES[:4]):
+        raise ValueError(f"unknown quadrants {sorted(unknown)}: they are {', '.join(BRANCHES[:4])}")
+    return sampler

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
 from .draw import draw, likeliest
+from .plain import static
 
 POLICIES = ("argmax", "inlier", "dirichlet", "out of distribution")
 TINY = 1e-8
@@ -69,7 +70,7 @@ def tune(logp, target, lowest=1e-4, highest=1e4, tolerance=1e-4):
 
     unfinished = lambda carry: (carry[0] < 40) & jnp.any(jnp.abs(carry[-1]) >= tolerance)
     zero = jnp.zeros_like(target)
-    start = (0, zero, zero + math.log(lowest), zero + math.log(highest), zero + 1)
+    start = (0, zero, zero + jnp.log(lowest), zero + jnp.log(highest), zero + 1)
     return jnp.exp(jax.lax.while_loop(unfinished, step, start)[1])
 
 
@@ -125,6 +126,7 @@ def ewma(rate, new, old):
     return rate * new + (1 - rate) * old
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Dirichlet:
     """The sampler described at the top of this file; rates, thresholds and targets are its fields. Of its reports,
@@ -135,10 +137,10 @@ class Dirichlet:
     under which each policy is taken on real text.
     """
 
-    vocab_size: int | None = None  # set by bind unless given
-    support: int = 256  # the step's likeliest tokens, on which the Dirichlet lives
+    vocab_size: int | None = static(default=None)  # set by bind unless given
+    support: int = static(default=256)  # the step's likeliest tokens, on which the Dirichlet lives
     prior: float = 0.1  # of fit: the mean of the prior on the total concentration is 1/prior
-    wild: bool = True  # draw a distribution from the Dirichlet; False takes its mean
+    wild: bool = static(default=True)  # draw a distribution from the Dirichlet; False takes its mean
 
     logp_base: float = 4.0  # rate of logp: base ** (-exponent / KL(step || running mean))
     logp_exponent: float = 3.0
@@ -156,7 +158,7 @@ class Dirichlet:
     outlier_naked_ent: float = 1.2
     outlier_naked_varent: float = 0.3
     outlier_bias: float = 0.0
-    outlier_topk: int = 6
+    outlier_topk: int = static(default=6)
     # not an outlier: argmax if the entropy among the topk is below weight * its running mean + bias, else inlier
     argmax_weight: float = 0.5
     argmax_bias: float = 0.0

@@ -1,13 +1,18 @@
 """Samplers that look at nothing but the logits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from .draw import draw, keep, likeliest
 
+# A field that sets shapes or control flow: a new value is a new program. All other fields are traced.
+static = partial(field, metadata={"static": True})
 
+
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Greedy:
     def init(self, batch):
@@ -17,22 +22,13 @@ class Greedy:
         return jnp.argmax(logits, -1).astype(jnp.int32), state, {}
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sample:
     temperature: float = 1.0
-    top_k: int | None = None
+    top_k: int | None = static(default=None)
     top_p: float | None = None
     min_p: float | None = None
-
-    def __post_init__(self):
-        fits = {
-            "temperature": self.temperature > 0,
-            "top_k": self.top_k is None or self.top_k >= 1,
-            "top_p": self.top_p is None or 0 < self.top_p <= 1,
-            "min_p": self.min_p is None or 0 <= self.min_p <= 1,
-        }
-        for name in (name for name, ok in fits.items() if not ok):
-            raise ValueError(f"{name} = {getattr(self, name)} makes no distribution (the greedy sampler is its limit)")
 
     def init(self, batch):
         return ()
@@ -48,12 +44,32 @@ class Sample:
         return token, state, {"kept": jnp.sum(probs > 0, -1)}
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fixed:
+    """A sampler that is no pytree: static under jit as a whole."""
+
+    sampler: object
+
+    @property
+    def needs(self):
+        return getattr(self.sampler, "needs", ())
+
+    def init(self, batch):
+        return self.sampler.init(batch)
+
+    def __call__(self, logits, metrics, state, keys):
+        return self.sampler(logits, metrics, state, keys)
+
+
 def bound(sampler, tokenizer):
-    """A sampler that knows the model's tokens, where it wants to. Raises ValueError for what is no sampler."""
+    """A sampler as the compiled step takes it: it knows the model's tokens where it wants to, and it is a pytree.
+    Raises ValueError for what is no sampler."""
     if isinstance(sampler, type) or not (callable(sampler) and hasattr(sampler, "init")):
         hint = f": write {sampler.__name__}(...)" if hasattr(sampler, "__name__") else ""
         raise ValueError(f"expected a sampler, such as lab.samplers.top_p(0.9), found {sampler!r}{hint}")
-    return sampler.bind(tokenizer) if hasattr(sampler, "bind") else sampler
+    sampler = sampler.bind(tokenizer) if hasattr(sampler, "bind") else sampler
+    return Fixed(sampler) if jax.tree_util.all_leaves([sampler]) else sampler
 
 
 def greedy() -> Greedy:
@@ -67,8 +83,20 @@ def sample(temperature=1.0, top_k=None, top_p=None, min_p=None) -> Sample:
     one at which the sum of probabilities, likeliest first, reaches top_p (Holtzman et al. 2019; equal ones stay
     together); min_p, those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
 
-    temperature 0 is the greedy sampler. Raises ValueError for what makes no distribution."""
-    return Greedy() if temperature == 0 else Sample(temperature, top_k, top_p, min_p)
+    temperature 0 is the greedy sampler. Raises ValueError for a value outside its range."""
+    if temperature == 0:
+        return Greedy()
+    ranges = {
+        "temperature": (temperature, temperature > 0, "at least 0"),
+        "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
+        "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
+        "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
+    }
+    for name, (value, fits, range_) in ranges.items():
+        if not fits:
+            raise ValueError(f"{name} must be {range_}, found {value}")
+    number = lambda x: None if x is None else float(x)  # 1 and 1.0 are one program
+    return Sample(float(temperature), top_k, number(top_p), number(min_p))
 
 
 def temperature(t: float) -> Sample:

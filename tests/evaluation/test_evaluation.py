@@ -126,6 +126,18 @@ class TestBranch:
         small, large = (lab.branch(demo, prompts, batch=b, **options) for b in (2, 4))
         assert [r.tokens for r in small] == [r.tokens for r in large] and any(r.forks for r in small)
 
+    def test_follows_a_sampler_that_is_no_pytree(self, demo):
+        class Likeliest:
+            def init(self, batch):
+                return ()
+
+            def __call__(self, logits, metrics, state, keys):
+                return logits.argmax(-1).astype("int32"), state, {}
+
+        prompts = chat_prompts(demo, lab.tasks.make_tasks(1))
+        own, greedy = (lab.branch(demo, prompts, 4, s, n=2, m=2) for s in (Likeliest(), lab.samplers.greedy()))
+        assert [r.tokens for r in own] == [r.tokens for r in greedy]
+
     def test_without_forks_it_is_the_sampler(self, demo):
         prompts = chat_prompts(demo, lab.tasks.make_tasks(2))
         never = lab.samplers.adaptive(quadrants=())

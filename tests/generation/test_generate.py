@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import entropix_lab as lab
+from entropix_lab.evaluation import Panel
 from entropix_lab.generation import step
 from entropix_lab.llama.prompts import prompt_rows
 from entropix_lab.sampling import Greedy
@@ -148,6 +149,41 @@ def test_no_compilation_in_steady_state(tiny32):
     assert count() == before
     lab.generate(tiny32, list(range(65)), 2)  # the next bucket is a new program: the count can see one
     assert count() > before
+
+
+def test_a_new_number_needs_no_new_program(tiny32):
+    """A new temperature or top_p is an argument of the compiled step; another top_k or another kind is a program."""
+    s, count = lab.samplers, step.step._cache_size
+    pairs = [
+        (s.temperature(0.7), s.temperature(0.8)),
+        (s.temperature(1.5), s.temperature(2)),
+        (s.top_p(0.9), s.top_p(0.95, temperature=0.6)),
+        (s.adaptive(clarifying_id=7), s.adaptive(clarifying_id=7, low_entropy=0.3, temperature=0.9)),
+        (s.dirichlet(128), s.dirichlet(128, prior=0.2, ent_rates=(0.5, 0.5, 0.5, 0.5))),
+        (Panel((s.min_p(0.1), Draw())), Panel((s.min_p(0.2), Draw()))),
+    ]
+    drawn = lambda sampler: [g.tokens.tolist() for g in lab.generate(tiny32, [PROMPTS[0]] * 2, 12, sampler)]
+    for one, other in pairs:
+        drawn(one)
+        before = count()
+        drawn(other)
+        assert count() == before, other
+    drawn(s.top_k(5))
+    assert count() > before  # the count can see one
+
+
+def test_a_number_is_used(tiny32):
+    """One program, and each number has its effect: almost cold it is greedy, hot it is not."""
+    drawn = lambda t: lab.generate(tiny32, PROMPTS[0], 12, lab.samplers.temperature(t))[0].tokens.tolist()
+    assert drawn(1e-6) == lab.generate(tiny32, PROMPTS[0], 12)[0].tokens.tolist() != drawn(100.0)
+
+
+def test_a_sampler_that_is_no_pytree(tiny32):
+    """It works alone and in a panel; its equal is the same program."""
+    draw = lambda sampler: [g.tokens.tolist() for g in lab.generate(tiny32, [PROMPTS[0]] * 2, 8, sampler, seed=3)]
+    alone, before = draw(Draw()), step.step._cache_size()
+    assert draw(Draw()) == alone and step.step._cache_size() == before
+    assert draw(Panel((Draw(), Draw()))) == alone
 
 
 def test_stop(tiny32, demo):
