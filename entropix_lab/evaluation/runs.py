@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..entropy.metrics import entropy_varentropy
 from ..generation.generate import generate
-from ..sampling.dirichlet import moments
 from ..sampling.plain import bound
 
 SYSTEM = "Answer briefly."
@@ -146,7 +146,7 @@ def best_of(run, n) -> Run:
 
 
 def within_budget(run, spent) -> np.ndarray:
-    """How many of each task's samples cost about as many tokens as spent [n]: at least one, all that there are at most,
+    """How many of each task's samples cost about as many tokens as spent [n]: at least one and at most all,
     and so many that the tokens of all tasks up to each one come nearest to what was spent on them."""
     counts, used = [], 0
     for cost, budget in zip(np.cumsum(run.length, 1), np.cumsum(spent), strict=True):
@@ -204,7 +204,7 @@ def matched_temperature(temperatures, runs, target: float) -> float:
 def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) -> float:
     """Median seconds of one step of a compiled sampler on normal logits [batch, vocab_size], metrics given."""
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((batch, vocab_size)) * 4, jnp.float32)
-    H, V = moments(jax.nn.log_softmax(logits, -1))
+    H, V = entropy_varentropy(logits)
     step = jax.jit(lambda logits, state, keys: sampler(logits, {"entropy": H, "varentropy": V}, state, keys))
     state, keys, seconds = sampler.init(batch), jax.random.split(jax.random.key(0), batch), []
     for _ in range(repeats + 1):

@@ -158,7 +158,7 @@ def _keep(row, tokens, logprobs, max_new_tokens, stops):
 @dataclass
 class Lanes:
     """Sequences that are decoded together: a cache and a sampler's state with a row to each, and of each its last token
-    and that one's position. The last token is not yet in the cache, or will be written there once more."""
+    and the position of that. The next step writes the last token into the cache."""
 
     model: object
     cache: KVCache

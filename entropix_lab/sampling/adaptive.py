@@ -155,11 +155,8 @@ class Adaptive:
     def _lehv_top_k(self):
         return max(5, int(self.top_k * self.lehv_top_k))
 
-    def __call__(self, logits, metrics, state, keys):
-        measured = self.measure(metrics)
-        branch = self.branch(*measured)
-        params = self.parameters(branch, *measured)
-
+    def draw(self, logits, entropy, branch, params, keys):
+        """Tokens [B] with the parameters of their branch; of the adaptive one the best of several candidates."""
         top, ids = likeliest(logits, max(self.top_k, self._lehv_top_k))
         column = {name: x[:, None] for name, x in params.items()}
         within = jnp.where(jnp.arange(top.shape[-1]) < column["top_k"], top / column["temperature"], -jnp.inf)
@@ -169,10 +166,16 @@ class Adaptive:
         row_keys = jax.vmap(lambda key: jax.random.split(key, n), out_axes=1)(keys)  # [n,B]
         drawn = jax.vmap(draw, (None, 0), 1)(probs, row_keys)  # [B,n]
         logp = jnp.take_along_axis(top, drawn, -1) - jax.nn.logsumexp(logits, -1, keepdims=True)
-        score = logp - self.typicality * jnp.abs(-logp - metrics["entropy"][:, None])
+        score = logp - self.typicality * jnp.abs(-logp - entropy[:, None])
         best = jnp.where(branch == BRANCHES.index("adaptive"), jnp.argmax(score, -1), 0)
         chosen = jnp.take_along_axis(drawn, best[:, None], -1)
-        token = jnp.take_along_axis(ids, chosen, -1)[:, 0]
+        return jnp.take_along_axis(ids, chosen, -1)[:, 0]
+
+    def __call__(self, logits, metrics, state, keys):
+        measured = self.measure(metrics)
+        branch = self.branch(*measured)
+        params = self.parameters(branch, *measured)
+        token = self.draw(logits, metrics["entropy"], branch, params, keys)
         if self.clarifying_id is not None:
             ask = (branch == BRANCHES.index("HELV")) & (state != self.clarifying_id)
             token = jnp.where(ask, self.clarifying_id, token)

@@ -36,6 +36,30 @@ class DirichletState(NamedTuple):
     temp: jax.Array  # [B]
 
 
+class Step(NamedTuple):
+    """What the model says at one step."""
+
+    x: jax.Array  # [B,V] log-probabilities, with a floor
+    H: jax.Array  # [B] entropy, nats
+    V: jax.Array  # [B] varentropy, nats^2
+    top: jax.Array  # [B,K] log-probabilities of the likeliest, the Dirichlet's support
+    ids: jax.Array  # [B,K] and their tokens
+    few: jax.Array  # [B,outlier_topk] log-probabilities of the first of them, normalised
+    few_ent: jax.Array  # [B] and their entropy
+
+
+class Fitted(NamedTuple):
+    """The step beside the distribution over distributions that the steps so far come from."""
+
+    temperature: jax.Array  # [B]
+    logp: jax.Array  # [B,V] the running mean with this step in it
+    dir_ent: jax.Array  # [B] negative log density of the step under the Dirichlet before it
+    dir_ent_before: jax.Array  # [B] and its running mean
+    log_dir: jax.Array  # [B,K] the distribution that is drawn from the Dirichlet
+    share: jax.Array  # [B] its share of the mixture
+    mixture: jax.Array  # [B,K] with the step
+
+
 def log_probs(logits):
     """log softmax [B,V], raised to the floor ln 1e-8 and normalised again."""
     return jax.nn.log_softmax(jnp.maximum(jax.nn.log_softmax(logits, -1), FLOOR), -1)
@@ -48,7 +72,7 @@ def moments(logp):
     return H, jnp.sum(p * (logp + H[:, None]) ** 2, -1)
 
 
-def tune(logp, target, lowest=1e-4, highest=1e4, tolerance=1e-4):
+def temperature_for_entropy(logp, target, lowest=1e-4, highest=1e4, tolerance=1e-4):
     """The temperature [B] in [lowest, highest] at which softmax(logp / T) [B,V] has the entropy target [B] (nats).
 
     The entropy rises with T, by Var(logp) / T^2 to each unit of log T: Newton's method in log T, inside a bracket that
@@ -96,7 +120,7 @@ def inverse_digamma(y, steps=4):
     return jax.lax.fori_loop(0, steps, newton, x)
 
 
-def fit(mean_logp, prior=0.1, steps=12):
+def fit_dirichlet(mean_logp, prior=0.1, steps=12):
     """The concentration alpha [B,K] of the Dirichlet whose E[log p] is nearest to mean_logp [B,K].
 
     Objective: the mean log density, sum (alpha - 1) mean_logp + lnGamma(A) - sum lnGamma(alpha) with A = sum alpha,
@@ -139,7 +163,7 @@ class Dirichlet:
 
     vocab_size: int | None = static(default=None)  # set by bind unless given
     support: int = static(default=256)  # the step's likeliest tokens, on which the Dirichlet lives
-    prior: float = 0.1  # of fit: the mean of the prior on the total concentration is 1/prior
+    prior: float = 0.1  # of fit_dirichlet: the mean of the prior on the total concentration is 1/prior
     wild: bool = static(default=True)  # draw a distribution from the Dirichlet; False takes its mean
 
     logp_base: float = 4.0  # rate of logp: base ** (-exponent / KL(step || running mean))
@@ -185,77 +209,97 @@ class Dirichlet:
     def __call__(self, logits, metrics, state, keys):
         if logits.shape != state.logp.shape:
             raise ValueError(f"expected logits of {state.logp.shape} by vocab_size, found {logits.shape}")
-        x = log_probs(logits)
-        H, V = metrics["entropy"], metrics["varentropy"]
-        n, K = self.outlier_topk, min(self.support, x.shape[-1])
-        top, ids = likeliest(x, K)
-        few = jax.nn.log_softmax(top[:, :n], -1)
-        few_ent, _ = moments(few)
-        first = lambda new, old: jnp.where(state.fresh.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-        old = state._replace(
-            logp=first(x, state.logp),
-            ent=first(H[:, None], state.ent),
-            var=first(V[:, None], state.var),
-            topk_ent=first(few_ent, state.topk_ent),
-        )
-
-        outlier = self.outlier(old, H, V) > 0
-        temp = tune(x, self.target(old), self.min_temperature, self.max_temperature)
-        tuned = log_probs(x / temp[:, None])
-        divergence = jnp.sum(jnp.exp(tuned) * (tuned - old.logp), -1)
-        rate = self.logp_base ** (-self.logp_exponent / jnp.maximum(divergence, TINY))
-        logp = ewma(rate[:, None], tuned, old.logp)
-        before, alpha = (fit(on_support(mean, ids), self.prior) for mean in (old.logp, logp))
-        step = jax.nn.log_softmax(jnp.take_along_axis(tuned, ids, -1), -1)
-        dir_ent = -log_density(step, before)
-        typical = dir_ent < self.dirichlet_weight * first(dir_ent, old.dir_ent) + self.dirichlet_bias
-
-        for_gamma, for_inlier, for_ood = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-        log_dir = jax.vmap(jax.random.loggamma)(for_gamma, alpha) if self.wild else jnp.log(alpha)
-        log_dir = jax.nn.log_softmax(log_dir, -1)
-        away = jnp.sum(jnp.exp(log_dir) * (jnp.maximum(log_dir, 4 * FLOOR) - step), -1)
-        share = 1 - self.mix_base ** (-self.mix_exponent / jnp.maximum(away, TINY))
-        mixture = ewma(share[:, None], jnp.exp(log_dir), jnp.exp(step))
-
-        inlier_temp = tune(few, old.topk_ent, self.min_temperature, self.max_temperature)
-        policy = jnp.where(
-            outlier,
-            jnp.where(typical, 2, 3),
-            jnp.where(few_ent < self.argmax_weight * old.topk_ent + self.argmax_bias, 0, 1),
-        )
-        inlier = draw(jax.nn.softmax(few / inlier_temp[:, None], -1), for_inlier)
-        candidates = [jnp.zeros_like(inlier), inlier, jnp.argmax(mixture, -1), draw(jnp.exp(log_dir), for_ood)]
-        chosen = jnp.choose(policy, candidates, mode="clip")[:, None]
-
-        one_hot = lambda index: jax.nn.one_hot(index, K)
-        few_probs = jnp.pad(jax.nn.softmax(few / inlier_temp[:, None], -1), ((0, 0), (0, K - few.shape[-1])))
-        of_policy = jnp.stack([one_hot(candidates[0]), few_probs, one_hot(candidates[2]), jnp.exp(log_dir)])
-        drawn_from = jnp.take_along_axis(of_policy, policy[None, :, None], 0)[0]
-        distance = 1 - jnp.sum(jnp.minimum(drawn_from, jnp.exp(top)), -1)
-
-        log_mixture = jnp.log(mixture + TINY)
-        log_chosen = jnp.concatenate([jnp.take_along_axis(lp, chosen, -1) for lp in (log_mixture, top)], -1)
-        mix_ent, mix_var = moments(log_mixture)
-        ent_rates, var_rates = jnp.array(self.ent_rates), jnp.array(self.var_rates)
-        ent = ewma(ent_rates, jnp.concatenate([-log_chosen, mix_ent[:, None], H[:, None]], -1), old.ent)
-        spread = (log_chosen + ent[:, :2]) ** 2
-        state = DirichletState(
-            jnp.zeros_like(state.fresh),
-            logp,
-            ent,
-            ewma(var_rates, jnp.concatenate([spread, mix_var[:, None], V[:, None]], -1), old.var),
-            ewma(self.rate, few_ent, old.topk_ent),
-            ewma(self.rate, dir_ent, first(dir_ent, old.dir_ent)),
-            ewma(self.rate, temp, old.temp),
-        )
+        step, old = self.observe(logits, metrics, state)
+        fitted = self.fit(step, old, keys)
+        policy, chosen, distance = self.choose(step, fitted, old, keys)
+        state = self.update(step, fitted, old, chosen)
         info = {
             "policy": policy,
-            "temperature": temp,
+            "temperature": fitted.temperature,
             "target_entropy": self.target(old),
-            "dirichlet_share": share,
+            "dirichlet_share": fitted.share,
             "distance": distance,
         }
-        return jnp.take_along_axis(ids, chosen, -1)[:, 0].astype(jnp.int32), state, info
+        return jnp.take_along_axis(step.ids, chosen, -1)[:, 0].astype(jnp.int32), state, info
+
+    def observe(self, logits, metrics, state):
+        """The Step, and the state before it; where a sequence begins, what the step itself says stands for the past."""
+        x = log_probs(logits)
+        top, ids = likeliest(x, min(self.support, x.shape[-1]))
+        few = jax.nn.log_softmax(top[:, : self.outlier_topk], -1)
+        step = Step(x, metrics["entropy"], metrics["varentropy"], top, ids, few, moments(few)[0])
+        first = lambda new, old: jnp.where(state.fresh.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+        return step, state._replace(
+            logp=first(x, state.logp),
+            ent=first(step.H[:, None], state.ent),
+            var=first(step.V[:, None], state.var),
+            topk_ent=first(step.few_ent, state.topk_ent),
+        )
+
+    def fit(self, step, old, keys):
+        """The step at the temperature of the recent past, the Dirichlets before and after it, and the mixture."""
+        temperature = temperature_for_entropy(step.x, self.target(old), self.min_temperature, self.max_temperature)
+        tempered = log_probs(step.x / temperature[:, None])
+        divergence = jnp.sum(jnp.exp(tempered) * (tempered - old.logp), -1)
+        rate = self.logp_base ** (-self.logp_exponent / jnp.maximum(divergence, TINY))
+        logp = ewma(rate[:, None], tempered, old.logp)
+        before, alpha = (fit_dirichlet(on_support(mean, step.ids), self.prior) for mean in (old.logp, logp))
+        supported = jax.nn.log_softmax(jnp.take_along_axis(tempered, step.ids, -1), -1)
+        dir_ent = -log_density(supported, before)
+
+        for_gamma = self._keys(keys)[0]
+        log_dir = jax.vmap(jax.random.loggamma)(for_gamma, alpha) if self.wild else jnp.log(alpha)
+        log_dir = jax.nn.log_softmax(log_dir, -1)
+        away = jnp.sum(jnp.exp(log_dir) * (jnp.maximum(log_dir, 4 * FLOOR) - supported), -1)
+        share = 1 - self.mix_base ** (-self.mix_exponent / jnp.maximum(away, TINY))
+        mixture = ewma(share[:, None], jnp.exp(log_dir), jnp.exp(supported))
+        dir_ent_before = jnp.where(old.fresh, dir_ent, old.dir_ent)
+        return Fitted(temperature, logp, dir_ent, dir_ent_before, log_dir, share, mixture)
+
+    def choose(self, step, fitted, old, keys):
+        """The policy [B], the index [B,1] of its token among the step's likeliest, and how far the distribution that it
+        was drawn from lies from the model's, [B]."""
+        _, for_inlier, for_ood = self._keys(keys)
+        typical = fitted.dir_ent < self.dirichlet_weight * fitted.dir_ent_before + self.dirichlet_bias
+        policy = jnp.where(
+            self.outlier(old, step.H, step.V) > 0,
+            jnp.where(typical, 2, 3),
+            jnp.where(step.few_ent < self.argmax_weight * old.topk_ent + self.argmax_bias, 0, 1),
+        )
+        at = temperature_for_entropy(step.few, old.topk_ent, self.min_temperature, self.max_temperature)
+        few = jax.nn.softmax(step.few / at[:, None], -1)
+        drawn, ood = draw(few, for_inlier), draw(jnp.exp(fitted.log_dir), for_ood)
+        candidates = [jnp.zeros_like(drawn), drawn, jnp.argmax(fitted.mixture, -1), ood]
+        chosen = jnp.choose(policy, candidates, mode="clip")[:, None]
+
+        K = step.top.shape[-1]
+        one_hot = lambda index: jax.nn.one_hot(index, K)
+        few = jnp.pad(few, ((0, 0), (0, K - few.shape[-1])))
+        of_policy = jnp.stack([one_hot(candidates[0]), few, one_hot(candidates[2]), jnp.exp(fitted.log_dir)])
+        drawn_from = jnp.take_along_axis(of_policy, policy[None, :, None], 0)[0]
+        return policy, chosen, 1 - jnp.sum(jnp.minimum(drawn_from, jnp.exp(step.top)), -1)
+
+    def update(self, step, fitted, old, chosen):
+        """The running means with this step in them."""
+        log_mixture = jnp.log(fitted.mixture + TINY)
+        log_chosen = jnp.concatenate([jnp.take_along_axis(lp, chosen, -1) for lp in (log_mixture, step.top)], -1)
+        mix_ent, mix_var = moments(log_mixture)
+        ent_rates, var_rates = jnp.array(self.ent_rates), jnp.array(self.var_rates)
+        ent = ewma(ent_rates, jnp.concatenate([-log_chosen, mix_ent[:, None], step.H[:, None]], -1), old.ent)
+        spread = (log_chosen + ent[:, :2]) ** 2
+        return DirichletState(
+            jnp.zeros_like(old.fresh),
+            fitted.logp,
+            ent,
+            ewma(var_rates, jnp.concatenate([spread, mix_var[:, None], step.V[:, None]], -1), old.var),
+            ewma(self.rate, step.few_ent, old.topk_ent),
+            ewma(self.rate, fitted.dir_ent, fitted.dir_ent_before),
+            ewma(self.rate, fitted.temperature, old.temp),
+        )
+
+    def _keys(self, keys):
+        """For the Dirichlet, for an inlier and for what is out of distribution, a key to each row."""
+        return jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
 
     def outlier(self, state, H, V):
         """How much of an outlier a step with entropy H and varentropy V [B] is; above 0 it is one."""
@@ -284,7 +328,7 @@ def fit_distance(logits, support: int = 256, prior: float = 0.1):
     those others."""
     x = log_probs(logits)
     top, ids = likeliest(x, min(support, x.shape[-1]))
-    alpha = fit(on_support(x, ids), prior)
+    alpha = fit_dirichlet(on_support(x, ids), prior)
     shared = jnp.minimum(alpha / jnp.sum(alpha, -1, keepdims=True), jnp.exp(top))
     return 1 - jnp.sum(shared, -1), 1 - jnp.sum(jnp.exp(top), -1)
 

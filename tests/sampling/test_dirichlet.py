@@ -12,7 +12,7 @@ import entropix_lab as lab
 from entropix_lab.sampling.dirichlet import (
     POLICIES,
     DirichletState,
-    fit,
+    fit_dirichlet,
     fit_distance,
     inverse_digamma,
     log_density,
@@ -20,7 +20,7 @@ from entropix_lab.sampling.dirichlet import (
     moments,
     on_support,
     polygammas,
-    tune,
+    temperature_for_entropy,
 )
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "samplers.npz")
@@ -66,7 +66,7 @@ class TestFit:
     def test_of_one_distribution_is_finite_and_exact(self, prior, spread):
         """Its probabilities add up to 1: without the prior there is no optimum."""
         logp = np.asarray(log_probs(jnp.asarray(RNG.standard_normal((4, 256)) * spread, jnp.float32)))
-        found = np.asarray(fit(jnp.asarray(logp), prior))
+        found = np.asarray(fit_dirichlet(jnp.asarray(logp), prior))
         expected = np.stack([exact_fit(row.astype(np.float64), prior) for row in logp])
         np.testing.assert_allclose(found, expected, rtol=2e-3)
         mean, exact_mean = (a / a.sum(1, keepdims=True) for a in (found, expected))
@@ -75,7 +75,7 @@ class TestFit:
     def test_finds_the_dirichlet_that_made_the_sample(self):
         alpha = RNG.gamma(2.0, 1.0, 12) + 0.3
         mean = np.log(RNG.dirichlet(alpha, 200_000).clip(1e-30)).mean(0)
-        np.testing.assert_allclose(fit(jnp.asarray(mean[None], jnp.float32), prior=0.0)[0], alpha, rtol=0.03)
+        np.testing.assert_allclose(fit_dirichlet(jnp.asarray(mean[None], jnp.float32), prior=0.0)[0], alpha, rtol=0.03)
 
     def test_a_support_of_everything_changes_nothing(self):
         mean = 0.5 * log_probs(jnp.asarray(RNG.standard_normal((2, 30)), jnp.float32)) - 2.0
@@ -88,7 +88,7 @@ class TestFit:
         exact = log_probs(jnp.asarray(RNG.standard_normal((8, 256)) * 2, jnp.float32))
         far = []
         for prior in (1.0, 0.1, 0.01):
-            alpha = fit(exact, prior)
+            alpha = fit_dirichlet(exact, prior)
             far.append(float(jnp.abs(alpha / alpha.sum(-1, keepdims=True) - jnp.exp(exact)).sum(-1).mean() / 2))
         assert far[0] > far[1] > far[2] and far[1] < 0.1 and far[2] < 0.02
 
@@ -111,7 +111,7 @@ class TestTune:
         logp = log_probs(
             jnp.asarray(RNG.standard_normal((6, 300)) * np.array([[0.5], [1], [2], [4], [8], [20]]), jnp.float32)
         )
-        T = tune(logp, jnp.full(6, target))
+        T = temperature_for_entropy(logp, jnp.full(6, target))
         reached = moments(jnp.maximum(jax.nn.log_softmax(logp / T[:, None], -1), -1e4))[0]
         np.testing.assert_allclose(reached, target, atol=3e-4)
 
@@ -121,7 +121,7 @@ class TestTune:
         for i, target in enumerate(GOLDEN["tt_targets"]):
             if not 0.05 < target < 4.0:
                 continue
-            T = np.asarray(tune(jax.nn.log_softmax(logits, -1), jnp.full(5, target)))
+            T = np.asarray(temperature_for_entropy(jax.nn.log_softmax(logits, -1), jnp.full(5, target)))
             ok = GOLDEN["tt_converged"][i]
             converged += ok.sum()
             np.testing.assert_allclose(T[ok], GOLDEN["tt_T_f32"][i][ok], rtol=2e-3)
@@ -129,8 +129,8 @@ class TestTune:
 
     def test_ends_at_the_bound_when_out_of_reach(self):
         logp = log_probs(jnp.asarray(RNG.standard_normal((1, 64)), jnp.float32))
-        assert tune(logp, jnp.array([9.0]), 0.01, 50.0)[0] > 49
-        assert tune(logp, jnp.array([-1.0]), 0.01, 50.0)[0] < 0.011
+        assert temperature_for_entropy(logp, jnp.array([9.0]), 0.01, 50.0)[0] > 49
+        assert temperature_for_entropy(logp, jnp.array([-1.0]), 0.01, 50.0)[0] < 0.011
 
 
 def test_log_probs_have_a_floor_and_add_up():
@@ -215,7 +215,7 @@ def test_draws_of_the_dirichlet_have_its_mean():
         logits, sampler.init(20_000), jax.random.split(jax.random.key(3), 20_000)
     )
     assert (info["policy"] == 3).all()
-    alpha = np.asarray(fit(state.logp[:1], 0.5), np.float64)[0]
+    alpha = np.asarray(fit_dirichlet(state.logp[:1], 0.5), np.float64)[0]
     found = np.bincount(np.asarray(token), minlength=5)
     assert stats.chisquare(found, 20_000 * alpha / alpha.sum()).pvalue > 1e-4
 
