@@ -9,9 +9,8 @@ import pytest
 from scipy import optimize, special, stats
 
 import entropix_lab as lab
-from entropix_lab.sampling.dirichlet import (
-    POLICIES,
-    DirichletState,
+from entropix_lab.sampling.dirichlet import POLICIES, DirichletState
+from entropix_lab.sampling.fit import (
     fit_dirichlet,
     fit_distance,
     inverse_digamma,
