@@ -90,3 +90,22 @@ class TestNotebook:
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lab":
                     assert hasattr(lab, node.attr), f"entropix_lab has no {node.attr}"
             assert not re.search(r"^\s*[%!]|pip install|/home/|/root/|;\s*$", c.source, re.M)
+
+
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("compare", [r"papermill notebooks/03_compare.ipynb outputs/03_compare.ipynb", r"verdict.show\("]),
+        ("test", [r"OMP_NUM_THREADS=1 .venv/bin/python -m pytest$"]),
+        ("lab", [r"jupyter lab notebooks"]),
+    ],
+)
+def test_makefile(target, commands, tmp_path):
+    """On a fresh machine each target makes the environment first and then does what it says."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True)
+    steps = [r"-m venv .venv", r"pip install .*--editable", *commands]
+    found = [re.search(step, done.stdout, re.M) for step in steps]
+    assert done.returncode == 0 and all(found), done.stdout + done.stderr
+    assert [m.start() for m in found] == sorted(m.start() for m in found)

@@ -345,18 +345,6 @@ class TestTrace:
         rest = trace.relative_attention_rest
         assert np.isnan(rest[:2]).all() and rest[2:].min() >= 0 and rest[2:].max() <= 1 + 1e-5
 
-    def test_size_of_a_trace_of_llama_1b(self, tmp_path):
-        T, L, N = 256, 16, 32
-        noise = lambda *shape: np.random.default_rng(0).random(shape, np.float32)  # does not compress
-        per_head = ("attention_entropy", "attention_varentropy", "attention_rest", "attention_sink")
-        arrays = {name: noise(T, L, N) for name in per_head}
-        arrays |= {name: noise(T, L) for name in ("head_disagreement", "score_magnitude", "lens_entropy")}
-        arrays |= {
-            n: noise(T) for n in ("entropy", "varentropy", "surprisal", "probability", "rank", "top_probability")
-        }
-        trace = lab.Trace(np.arange(T), ("x",) * T, "", np.arange(T), **arrays)
-        assert trace.save(tmp_path / "trace").stat().st_size < 4e6
-
     def test_html_is_escaped(self, tiny32):
         trace = lab.trace_text(tiny32, [1, 2, 3])
         html = lab.entropy.token_html(trace)

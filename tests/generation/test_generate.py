@@ -1,4 +1,6 @@
 import dataclasses
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -308,5 +310,18 @@ def test_rows_are_streamed_apart(demo, capsys):
     assert capsys.readouterr().out == "".join(f"[{i}] {g.text}\n" for i, g in enumerate(gens))
 
 
-def test_the_default_sampler_is_greedy():
-    assert lab.samplers.greedy() == Greedy()
+def test_chat_with_llama_3s_tokenizer(tiny_checkpoint):
+    """A random model of Llama 3's vocabulary is asked in Llama 3's format, and stops at Llama 3's tokens."""
+    meta = Path(__import__("llama_models.llama3").llama3.__file__).parent / "tokenizer.model"
+    folder = tiny_checkpoint(dim=16, n_layers=1, n_heads=2, n_kv_heads=1, vocab_size=128256)
+    (folder / "checklist.chk").unlink()
+    shutil.copy(meta, folder)
+    model = lab.load_model(folder)
+    answer = lab.chat(model, "Hi", max_new_tokens=3)
+    special = model.tokenizer.special_tokens
+    start, end, eot = (special[f"<|{name}|>"] for name in ("start_header_id", "end_header_id", "eot_id"))
+    asked = answer.prompt_tokens.tolist()
+    assert asked[0] == special["<|begin_of_text|>"]
+    assert (asked.count(start), asked.count(end), asked.count(eot)) == (2, 2, 1)
+    stopped = lab.chat(model, "Hi", max_new_tokens=3, sampler=Script([300, eot]))
+    assert stopped.finish_reason == "stop" and stopped.text == model.tokenizer.decode([300])
