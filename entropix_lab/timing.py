@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from .generation.generate import generate
-from .generation.step import SMALLEST_PROMPT, bucket, cache_slots, step
+from .generation.step import SMALLEST_PROMPT, cache_slots, step
 from .llama.model import KVCache
+from .llama.prompts import bucket
 from .llama.weights import nbytes
 from .sampling.plain import greedy
 
@@ -29,16 +30,27 @@ def _seconds(model, position, batch, cached, repeats):
     slots = cache_slots(position + 1) if cached else T
     noise = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)  # zeros would share one page of memory
     cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype))
-    tokens, seeds, times = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32), []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+    tokens, seeds = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32)
+
+    def one():
+        nonlocal cache
         with jax.default_matmul_precision(model.matmul_precision):
             out, cache, _ = step(
                 model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0
             )
-        jax.block_until_ready(out)
+        return out
+
+    return median_seconds(one, repeats)
+
+
+def median_seconds(run, repeats: int) -> float:
+    """Median seconds of run() until its arrays are there; one more run before them compiles and is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))  # the first one compiles
+    return float(np.median(times[1:]))
 
 
 def programs() -> int:
@@ -50,12 +62,7 @@ def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:
     """Bytes per second at which this device reads a matrix far larger than its caches, in a product with a vector."""
     matrix = jnp.ones((megabytes * 1_000_000 // 4 // 4096, 4096), jnp.float32)
     vector, product = jnp.ones(4096, jnp.float32), jax.jit(jnp.dot)
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        product(matrix, vector).block_until_ready()
-        times.append(time.perf_counter() - start)
-    return matrix.nbytes / float(np.median(times[1:]))
+    return matrix.nbytes / median_seconds(lambda: product(matrix, vector), repeats)
 
 
 def cache_bytes(config, slots: int, batch: int = 1, dtype="float32") -> int:

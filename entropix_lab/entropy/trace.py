@@ -11,6 +11,7 @@ import numpy as np
 
 from ..colours import COLOURS
 from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
+from ..llama.prompts import bucket
 from ..sampling import NAMES
 from .metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 
@@ -179,8 +180,7 @@ def trace_text(model, text_or_tokens, lens: bool = False) -> Trace:
     if len(tokens) != 1 or tokens.shape[1] < 2:
         raise ValueError(f"expected one text of at least two tokens, found tokens of shape {tokens.shape}")
     T = tokens.shape[1] - 1
-    # sizes are powers of two: few programs to compile, whatever the lengths of the texts
-    slots = max(1 << (T - 1).bit_length(), 16)
+    slots = bucket(T, 16)
     size = min(slots, CHUNK)
     padded = np.zeros((1, slots + 1), np.int32)
     padded[:, : T + 1] = tokens

@@ -3,7 +3,6 @@
 The unit is the task: samples of one task depend on each other, so every interval and test resamples tasks.
 """
 
-import time
 from dataclasses import dataclass, field
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from ..entropy.metrics import entropy_varentropy
 from ..generation.generate import generate
 from ..sampling.plain import bound
+from ..timing import median_seconds
 
 SYSTEM = "Answer briefly."
 RESAMPLES = 4000
@@ -206,12 +206,8 @@ def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) ->
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((batch, vocab_size)) * 4, jnp.float32)
     H, V = entropy_varentropy(logits)
     step = jax.jit(lambda logits, state, keys: sampler(logits, {"entropy": H, "varentropy": V}, state, keys))
-    state, keys, seconds = sampler.init(batch), jax.random.split(jax.random.key(0), batch), []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(step(logits, state, keys))
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[1:]))
+    state, keys = sampler.init(batch), jax.random.split(jax.random.key(0), batch)
+    return median_seconds(lambda: step(logits, state, keys), repeats)
 
 
 def _repeats(tokens):

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import KVCache
-from ..llama.prompts import prompt_rows
+from ..llama.prompts import bucket, prompt_rows
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
 from ..sampling.plain import bound, greedy, top_p
 from .generate import check, row_seeds
-from .step import SMALLEST_PROMPT, bucket, cache_slots, step
+from .step import SMALLEST_PROMPT, cache_slots, step
 
 FORK = -1  # not a token: it ends a row of generate where a fork is
 

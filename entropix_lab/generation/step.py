@@ -9,6 +9,7 @@ import numpy as np
 from ..compiler import EXACT
 from ..entropy.metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
 from ..llama.model import KVCache, head, no_tap, transformer
+from ..llama.prompts import bucket
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
@@ -90,10 +91,6 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
         yield out
         out = ahead
     yield out
-
-
-def bucket(n, least) -> int:
-    return max(least, 1 << (int(n) - 1).bit_length())
 
 
 def cache_slots(n) -> int:

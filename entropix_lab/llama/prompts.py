@@ -24,3 +24,8 @@ def prompt_rows(model, prompts) -> list[np.ndarray]:
         if len(row) != 1:
             raise ValueError(f"expected one row of token ids to a prompt, found an array of {row.shape}")
     return [row[0] for row in rows]
+
+
+def bucket(n, least) -> int:
+    """The power of two from least on that holds n: sizes are padded to it, so that few programs are compiled."""
+    return max(least, 1 << (int(n) - 1).bit_length())
