@@ -40,7 +40,8 @@ def at_least_float32(x):
 
 def linear(x, w):
     """x [...,in] times a weight in Meta's layout [out,in]; a weight wider than x rounds its result to x's dtype."""
-    return (x @ w.T).astype(x.dtype)
+    # not x @ w.T: with JAX 0.12 a token then takes six times as long on a CPU (127 ms for 21 of the demo model)
+    return jnp.einsum("...D,ND->...N", x, w).astype(x.dtype)
 
 
 def rms_norm(x, weight, eps):
