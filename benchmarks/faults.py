@@ -4,8 +4,8 @@
     taskset -c 0 python benchmarks/faults.py --dtype float32     # faster: a process to each dtype and core
     python benchmarks/faults.py --only faults --lengths 16
 
-MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=16000000000 in the environment saves a quarter of the time: glibc
-then keeps large blocks. A process takes up to 9 GB.
+MALLOC_MMAP_THRESHOLD_=8000000000 MALLOC_TRIM_THRESHOLD_=16000000000 in the environment saves a quarter of the time:
+glibc then keeps large blocks. A process takes up to 9 GB.
 
 Writes outputs/faults_float32.json and outputs/faults_bfloat16.json, which notebooks/09_faults.ipynb shows. Sections:
 clean: the untouched model on 24 prompts; faults: each on prompts of 16, 50 and 320 tokens, those that need scaled
