@@ -5,6 +5,7 @@ import os
 # two threads that spin on two busy cores are slower than one; kernels of the notebooks inherit it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jax
 import matplotlib
 import pytest
 
@@ -20,6 +21,13 @@ def pytest_sessionstart(session):
     if not session.config.option.collectonly:
         with session.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
             demo_folder()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_of_others():
+    """A process that keeps every program of a whole run was seen to crash in the compiler."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
