@@ -26,6 +26,7 @@ RUNS = {  # the longest first
 def papermill(name, model, folder):
     command = [sys.executable, "-m", "papermill", NOTEBOOKS / f"{name}.ipynb", folder / f"{name}.ipynb", "-p", "model"]
     command += [model, *shlex.split(RUNS[name]), "--no-progress-bar", "--cwd", NOTEBOOKS]
+    command += ["--start-timeout", "300"]  # on a busy machine a kernel was seen to need more than the default minute
     env = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # compiling is most of the time here
     return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 

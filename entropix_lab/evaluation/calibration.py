@@ -10,11 +10,12 @@ def auroc(scores, events) -> float:
 
     scores and events (bool) [n]. By mid-ranks (Mann and Whitney). NaN where all events are alike.
     """
+    from scipy import stats
+
     events = np.asarray(events, bool)
     n, m = events.sum(), (~events).sum()
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    return float((ranks[place][events].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+    ranks = stats.rankdata(scores)
+    return float((ranks[events].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
 
 
 def interval(statistic, texts, n: int = 400, seed: int = 0) -> tuple[float, float, float]:
@@ -22,10 +23,13 @@ def interval(statistic, texts, n: int = 400, seed: int = 0) -> tuple[float, floa
 
     texts: a tuple of arrays [texts, tokens], handed to statistic flattened.
     """
-    rng, count = np.random.default_rng(seed), len(texts[0])
+    from scipy import stats
+
+    rows, rng = np.arange(len(texts[0])), np.random.default_rng(seed)
     flat = lambda rows: statistic(*(x[rows].ravel() for x in texts))
-    drawn = [flat(rng.integers(0, count, count)) for _ in range(n)]
-    return (flat(np.arange(count)), *(float(q) for q in np.nanpercentile(drawn, [2.5, 97.5])))
+    found = stats.bootstrap((rows,), flat, n_resamples=n, vectorized=False, method="percentile", rng=rng)
+    # a drawing in which all events are alike has no statistic
+    return (flat(rows), *(float(q) for q in np.nanpercentile(found.bootstrap_distribution, [2.5, 97.5])))
 
 
 def binned(x, y, bins: int = 12) -> np.ndarray:

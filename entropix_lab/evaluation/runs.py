@@ -157,10 +157,12 @@ def within_budget(run, spent) -> np.ndarray:
 
 def interval(values, seed=0) -> tuple[float, float]:
     """95 % bootstrap interval of the mean of values [n,k] or [n], tasks resampled."""
+    from scipy import stats
+
     per_task = np.asarray(values, float).reshape(len(values), -1).mean(1)
-    picks = np.random.default_rng(seed).integers(0, len(per_task), (RESAMPLES, len(per_task)))
-    low, high = np.quantile(per_task[picks].mean(1), (0.025, 0.975))
-    return float(low), float(high)
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((per_task,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng)
+    return tuple(map(float, found.confidence_interval))
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,13 @@ class Paired:
 def paired(a: Run, b: Run, seed=0) -> Paired:
     """a against b on the same tasks: the difference of each task's mean, bootstrap interval, and the permutation test
     that flips the sign of each task's difference."""
+    from scipy import stats
+
     d = a.passed.mean(1) - b.passed.mean(1)
-    signs = np.random.default_rng(seed).choice([-1, 1], (RESAMPLES, len(d)))
-    extreme = np.abs((signs * d).mean(1)) >= abs(d.mean()) - 1e-12
-    error = d.std(ddof=1) / np.sqrt(len(d))
+    flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": np.random.default_rng(seed)}
+    p = stats.permutation_test((d,), np.mean, vectorized=True, **flips).pvalue
     # 1.96 + 0.84: quantiles of the normal distribution for 5 % two-sided and 80 % power
-    return Paired(float(d.mean()), *interval(d, seed), float((extreme.sum() + 1) / (RESAMPLES + 1)), float(2.8 * error))
+    return Paired(float(d.mean()), *interval(d, seed), float(p), float(2.8 * stats.sem(d)))
 
 
 def matched_temperature(temperatures, runs, target: float) -> float:
