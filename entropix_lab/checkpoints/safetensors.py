@@ -1,11 +1,10 @@
 """Hugging Face's format: config.json and model*.safetensors of a folder, verified, under Meta's names in Meta's layout.
 
 Hugging Face pairs the entries j and j + H/2 of a head for RoPE where Meta pairs 2j and 2j + 1, so the rows of wq and wk
-are put back (to_pairs); every other tensor is the one in the file.
+are put back; every other tensor is the one in the file.
 """
 
 import json
-import re
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
@@ -66,14 +65,6 @@ def hugging_face_name(name: str) -> str:
     return f"{NAMES[stem]}.{end}"
 
 
-def meta_name(name: str) -> str:
-    """ "model.layers.3.self_attn.q_proj" -> "layers.3.attention.wq", the name of its weights and of its tap."""
-    name = name.removeprefix("model.")
-    for metas, theirs in NAMES.items():
-        name = re.sub(rf"(^|\.){theirs.removeprefix('model.')}(?=\.|$)", rf"\g<1>{metas}", name)
-    return name
-
-
 def to_halves(w, head_dim):
     """The rows of wq or wk, a tensor [heads*H,D] in Meta's order, in Hugging Face's order."""
     return w.reshape(-1, head_dim // 2, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
@@ -82,11 +73,6 @@ def to_halves(w, head_dim):
 def rows_to_pairs(w, head_dim):
     """The way back: the rows of q_proj or k_proj in Meta's order, a copy."""
     return w.reshape(-1, 2, head_dim // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
-
-
-def to_pairs(x, head_dim):
-    """Queries or keys as Hugging Face orders them, [...,heads*H] or [...,heads,H], in Meta's order."""
-    return x.reshape(*x.shape[:-1], -1, 2, head_dim // 2).swapaxes(-1, -2).reshape(x.shape)
 
 
 def read_json(file) -> dict:
@@ -107,7 +93,11 @@ def read_config(folder) -> LlamaConfig:
     dim / n_heads, which Meta's code does not know.
     """
     file = Path(folder) / "config.json"
-    found = read_json(file)
+    return config_of(read_json(file), file)
+
+
+def config_of(found: dict, file) -> LlamaConfig:
+    """The same of a parsed config.json; file: what an error calls it."""
     for field, plain in PLAIN.items():
         if found.get(field) not in plain:
             raise CheckpointError(
@@ -149,6 +139,26 @@ def _rope(file, found) -> dict:
     scaled = {ours: rope.get(theirs) for ours, theirs in ROPE.items()} if kind == "llama3" else {}
     theta = rope.get("rope_theta", found.get("rope_theta", 10000.0))  # transformers' default, for files without one
     return dict(rope_theta=theta, use_scaled_rope=kind == "llama3", **scaled)
+
+
+def config_json(config: LlamaConfig, tied: bool) -> dict:
+    """The way back: config.json, with RoPE's fields where older and newer versions of transformers look for them."""
+    rope = {"rope_type": "llama3" if config.use_scaled_rope else "default"}
+    if config.use_scaled_rope:
+        rope |= {theirs: getattr(config, ours) for ours, theirs in ROPE.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if config.use_scaled_rope else None,
+        "rope_parameters": rope | {"rope_theta": config.rope_theta},
+        "max_position_embeddings": 131072 if config.use_scaled_rope else 8192,
+        "tie_word_embeddings": tied,
+    }
 
 
 def open_tensors(folder, config: LlamaConfig):

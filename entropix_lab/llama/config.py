@@ -104,7 +104,7 @@ class LlamaConfig:
 
     @property
     def unlike_metas_code(self) -> str:
-        """In words what Meta's code fixes to other numbers: "rope_scaling_factor is 32.0 (8.0 in Meta's code)", or ""."""
+        """What Meta's code fixes to another number, "rope_scaling_factor is 32.0 (8.0 in Meta's code)", or ""."""
         if not self.use_scaled_rope:
             return ""
         metas = self.in_metas_code
