@@ -13,7 +13,7 @@ from ..llama.prompts import to_numpy
 from ..llama.weights import MODULE, LayerWeights, XfmrWeights, decode_weights
 from .find import find_checkpoint, reader_of
 from .meta import verify_checksums
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Model:
         """
         if isinstance(text_or_tokens, str):
             if self.tokenizer is None:
-                raise ValueError(f"{self.path} has no tokenizer.model: give token ids, or copy that file there")
+                raise ValueError(why_no_tokenizer(self.path))
             text_or_tokens = self.tokenizer.encode(text_or_tokens)
         tokens = to_numpy(text_or_tokens)
         if tokens.size == 0:
@@ -92,8 +92,7 @@ def load_model(name, dtype="float32") -> Model:
     use_compilation_cache()
     folder = find_checkpoint(name)
     config = reader_of(folder).read_config(folder)
-    tokenizer = Tokenizer(folder / "tokenizer.model") if (folder / "tokenizer.model").is_file() else None
-    return Model(config, _read_weights(folder, config, jnp.dtype(dtype)), tokenizer, folder)
+    return Model(config, _read_weights(folder, config, jnp.dtype(dtype)), load_tokenizer(folder), folder)
 
 
 def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
