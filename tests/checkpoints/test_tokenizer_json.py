@@ -63,9 +63,7 @@ def llama3(tmp_path_factory):
     model.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"])
     model.add_special_tokens(["<|eot_id|>"])
     bos = model.token_to_id("<|begin_of_text|>")
-    template = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
-    )
+    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)])
     model.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
     folder = tmp_path_factory.mktemp("llama3")
     model.save(str(folder / "tokenizer.json"))
@@ -79,8 +77,11 @@ def both(folder):
 @pytest.mark.parametrize("kind", ["smollm2", "llama3"])
 def test_the_golden_strings(kind, request):
     ours, theirs = both(request.getfixturevalue(kind))
-    wrong = [t for t, _ in GOLDEN if ours.encode(t, allowed_special="all") != theirs.encode(t).ids]
-    assert not wrong
+    # a byte that the vocabulary lacks is dropped by both, but `tokenizers` merges what then stands side by side, and the
+    # golden ids, llama.cpp's, are ours
+    lacks = lambda text: any(bytes([b]) not in ours._ranks for b in text.encode())
+    differ = [t for t, _ in GOLDEN if ours.encode(t, allowed_special="all") != theirs.encode(t).ids]
+    assert all(map(lacks, differ)) and sum(map(lacks, (t for t, _ in GOLDEN))) < 800
 
 
 def test_smollm2_equals_its_tokenizer_model(demo, smollm2):
@@ -92,12 +93,8 @@ def test_smollm2_equals_its_tokenizer_model(demo, smollm2):
     assert ours.tokenizer_model() == (demo.path / "tokenizer.model").read_bytes()
 
 
-# the bytes that the demo's vocabulary lacks are dropped by both, but only `tokenizers` merges across the gap
-TEXT = st.text(st.characters(exclude_characters="\x04\x06\x13\x14\x16\x1d", exclude_categories=["Cs"]), max_size=200)
-
-
 @settings(max_examples=300, deadline=None)
-@given(text=TEXT)
+@given(text=st.text(max_size=200))
 def test_any_text_as_llama3(llama3, text):
     ours, theirs = both(llama3)
     assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids
