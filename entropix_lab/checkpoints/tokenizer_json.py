@@ -23,8 +23,8 @@ class Unlike(ValueError):
 
 
 class Found(NamedTuple):
-    """ranks: bytes -> id; pattern: cuts a text into pieces; special: added tokens -> id; bos: the token that goes in front
-    of a text, or None."""
+    """ranks: bytes -> id; pattern: cuts a text into pieces; special: added tokens -> id; bos: the token in front of a
+    text, or None."""
 
     ranks: dict[bytes, int]
     pattern: str

@@ -77,7 +77,7 @@ def both(folder):
 @pytest.mark.parametrize("kind", ["smollm2", "llama3"])
 def test_the_golden_strings(kind, request):
     ours, theirs = both(request.getfixturevalue(kind))
-    # a byte that the vocabulary lacks is dropped by both, but `tokenizers` merges what then stands side by side, and the
+    # a byte that the vocabulary lacks is dropped by both, but `tokenizers` merges what then stands side by side; the
     # golden ids, llama.cpp's, are ours
     lacks = lambda text: any(bytes([b]) not in ours._ranks for b in text.encode())
     differ = [t for t, _ in GOLDEN if ours.encode(t, allowed_special="all") != theirs.encode(t).ids]
