@@ -3,4 +3,4 @@
 from .find import find_checkpoint
 from .load import Model, load_and_convert_weights, load_config, load_model
 from .meta import open_shards, read_tensors, shard_dim, tensor_shapes, verify_checksums
-from .write import write_checkpoint, write_random_checkpoint
+from .write import save_hugging_face, save_official, write_checkpoint, write_random_checkpoint
