@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from ..llama.config import LlamaConfig
-from .meta import md5, shard_dim, tensor_shapes
+from .meta import shard_dim, tensor_shapes
+from .sums import digest
 
 # Everything that Llama 3.2 has, at a size that is computed at once: grouped heads, scaled RoPE.
 TINY = dict(
@@ -47,7 +48,7 @@ def write_checkpoint(
         if tokenizer_model is not None:
             (partial / "tokenizer.model").write_bytes(tokenizer_model)
         files = sorted(p for p in partial.iterdir())
-        (partial / "checklist.chk").write_text("".join(f"{md5(f)}  {f.name}\n" for f in files))
+        (partial / "checklist.chk").write_text("".join(f"{digest(f)}  {f.name}\n" for f in files))
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
