@@ -11,8 +11,8 @@ from ..compiler import use_compilation_cache
 from ..llama.config import LlamaConfig, dtype_name
 from ..llama.prompts import to_numpy
 from ..llama.weights import MODULE, LayerWeights, XfmrWeights, decode_weights
-from .find import find_checkpoint
-from .meta import read_config, read_tensors, verify_checksums
+from .find import find_checkpoint, reader_of
+from .meta import verify_checksums
 from .tokenizer import Tokenizer
 
 
@@ -34,7 +34,10 @@ class Model:
 
     @property
     def name(self) -> str:
-        return self.path.parent.name if self.path.name == "original" else self.path.name
+        path = self.path.parent if self.path.name == "original" else self.path
+        if path.parent.name == "snapshots":  # Hugging Face's cache: models--organisation--name/snapshots/commit
+            return path.parent.parent.name.rpartition("--")[2]
+        return path.name
 
     @property
     def dtype(self) -> str:
@@ -71,12 +74,14 @@ class Model:
 
 
 def load_config(path) -> LlamaConfig:
-    """The LlamaConfig of a checkpoint folder (or name), from its params.json. Raises CheckpointError."""
-    return read_config(find_checkpoint(path))
+    """The LlamaConfig of a checkpoint folder (or name), from its params.json or config.json. Raises CheckpointError."""
+    folder = find_checkpoint(path)
+    return reader_of(folder).read_config(folder)
 
 
 def load_model(name, dtype="float32") -> Model:
-    """A model by official name ("Llama3.2-1B-Instruct"), by folder, or the demo ("SmolLM2-135M-Instruct").
+    """A model by name ("Llama3.2-1B-Instruct"; see find_checkpoint), by folder in Meta's or Hugging Face's format, or
+    the demo ("SmolLM2-135M-Instruct").
 
     dtype: as for load_and_convert_weights.
     Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
@@ -86,13 +91,13 @@ def load_model(name, dtype="float32") -> Model:
     dtype = dtype_name(dtype)
     use_compilation_cache()
     folder = find_checkpoint(name)
-    config = read_config(folder)
+    config = reader_of(folder).read_config(folder)
     tokenizer = Tokenizer(folder / "tokenizer.model") if (folder / "tokenizer.model").is_file() else None
     return Model(config, _read_weights(folder, config, jnp.dtype(dtype)), tokenizer, folder)
 
 
 def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
-    """The weights of an official checkpoint (a folder or a name) as JAX arrays of dtype on the default device.
+    """The weights of a checkpoint (a folder or a name) as JAX arrays of dtype on the default device.
 
     dtype: float32, bfloat16 or float64, by name or as NumPy's, JAX's or PyTorch's; float64 needs 64-bit JAX.
     One tensor at a time, so that the host holds at most the weights and one tensor; bfloat16 files go to bfloat16
@@ -100,7 +105,7 @@ def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
     """
     dtype = jnp.dtype(dtype_name(dtype))
     folder = find_checkpoint(path)
-    return _read_weights(folder, read_config(folder), dtype)
+    return _read_weights(folder, reader_of(folder).read_config(folder), dtype)
 
 
 def _read_weights(folder, config, dtype):
@@ -108,7 +113,7 @@ def _read_weights(folder, config, dtype):
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
     arrays, embeddings = {}, None
-    for name, array in read_tensors(folder, config):
+    for name, array in reader_of(folder).read_tensors(folder, config):
         if name == "output.weight" and np.array_equal(array, embeddings):
             arrays[name] = arrays["tok_embeddings.weight"]
         else:

@@ -3,6 +3,9 @@
 import re
 from dataclasses import MISSING, dataclass, fields
 
+# The numbers that Meta's apply_scaling fixes, which params.json does not hold.
+ROPE_SCALING = ("rope_scaling_factor", "rope_low_freq_factor", "rope_high_freq_factor", "rope_old_context_len")
+
 
 class CheckpointError(ValueError):
     """Something is wrong with a checkpoint: the message says what, what was expected and found, and how to mend it."""
@@ -26,8 +29,9 @@ def dtype_name(dtype) -> str:
 class LlamaConfig:
     """The fields of params.json; ``LlamaConfig(**params)`` refuses what it does not know, and drops nothing.
 
-    Defaults are those of Meta's ``ModelArgs`` for fields that official files leave out. ``rope_scaling_factor`` is
-    not in params.json: Meta's code fixes it to 8 (read only where ``use_scaled_rope`` is true).
+    Defaults are those of Meta's ``ModelArgs`` for fields that official files leave out. The last four, which scale RoPE
+    where ``use_scaled_rope`` is true, are not in params.json: Meta's code fixes them to these defaults. Folders of
+    Hugging Face say them in config.json, and for Llama 3.2 1B and 3B they say a factor of 32.
 
     Raises CheckpointError when the numbers do not fit together.
     """
@@ -43,18 +47,21 @@ class LlamaConfig:
     ffn_dim_multiplier: float | None = None
     use_scaled_rope: bool = False
     rope_scaling_factor: float = 8.0
+    rope_low_freq_factor: float = 1.0
+    rope_high_freq_factor: float = 4.0
+    rope_old_context_len: int = 8192
 
     def __post_init__(self):
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CheckpointError(f"params.json: {name} must be a positive whole number, found {value!r}")
-        for name in ("norm_eps", "rope_theta", "rope_scaling_factor"):
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise CheckpointError(f"params.json: {name} must be a positive whole number, found {value!r:.80}")
+        for name in ("norm_eps", "rope_theta", *ROPE_SCALING):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise CheckpointError(f"params.json: {name} must be a positive number, found {value!r}")
+                raise CheckpointError(f"params.json: {name} must be a positive number, found {value!r:.80}")
         if not isinstance(self.use_scaled_rope, bool):
             raise CheckpointError(f"params.json: use_scaled_rope must be true or false, found {self.use_scaled_rope!r}")
         for a, b in (("dim", "n_heads"), ("n_heads", "n_kv_heads")):
@@ -62,13 +69,18 @@ class LlamaConfig:
                 raise CheckpointError(
                     f"params.json: {a} must be a multiple of {b}, found {getattr(self, a)} and {getattr(self, b)}"
                 )
+        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
+            raise CheckpointError(
+                "params.json: rope_low_freq_factor must be below rope_high_freq_factor, found "
+                f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}"
+            )
         if self.head_dim % 2:
             raise CheckpointError(f"params.json: dim / n_heads must be even for RoPE, found {self.head_dim}")
 
     @classmethod
     def from_params(cls, params: dict) -> "LlamaConfig":
         """A config from the parsed params.json; unknown and missing fields are named in one CheckpointError."""
-        known = {f.name: f.default is MISSING for f in fields(cls) if f.name != "rope_scaling_factor"}
+        known = {f.name: f.default is MISSING for f in fields(cls) if f.name not in ROPE_SCALING}
         unknown = sorted(set(params) - set(known))
         missing = sorted(name for name, required in known.items() if required and name not in params)
         if unknown or missing:
@@ -81,6 +93,27 @@ class LlamaConfig:
             )
         return cls(**params)
 
+    def params(self) -> dict:
+        """The fields of params.json. It cannot say how RoPE is scaled: Meta's code takes its own numbers."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ROPE_SCALING}
+
+    @property
+    def in_metas_code(self) -> "LlamaConfig":
+        """This config as Meta's code computes it: the scaling of RoPE as fixed there."""
+        return LlamaConfig(**self.params())
+
+    @property
+    def unlike_metas_code(self) -> str:
+        """What Meta's code fixes to another number, "rope_scaling_factor is 32.0 (8.0 in Meta's code)", or ""."""
+        if not self.use_scaled_rope:
+            return ""
+        metas = self.in_metas_code
+        return ", ".join(
+            f"{name} is {getattr(self, name)} ({getattr(metas, name)} in Meta's code)"
+            for name in ROPE_SCALING
+            if getattr(self, name) != getattr(metas, name)
+        )
+
     @property
     def head_dim(self) -> int:
         return self.dim // self.n_heads
@@ -88,7 +121,19 @@ class LlamaConfig:
     @property
     def ffn_dim(self) -> int:
         """Width of the feed-forward layer, by the rounding rule of Meta's ``FeedForward.__init__``."""
-        hidden = int(2 * (4 * self.dim) / 3)
-        if self.ffn_dim_multiplier is not None:
-            hidden = int(self.ffn_dim_multiplier * hidden)
-        return self.multiple_of * ((hidden + self.multiple_of - 1) // self.multiple_of)
+        return _ffn_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
+
+
+def _ffn_dim(dim, multiple_of, multiplier):
+    hidden = int(2 * (4 * dim) / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
+
+
+def ffn_fields(dim: int, ffn_dim: int) -> tuple[int, float | None]:
+    """(multiple_of, ffn_dim_multiplier) that give a feed-forward layer of exactly this width: the largest power of two
+    up to 256 that divides it, and a multiplier of as few digits as do, or none."""
+    multiple_of, hidden = min(256, ffn_dim & -ffn_dim), _ffn_dim(dim, 1, None)
+    multipliers = [None, *(round(ffn_dim / hidden, digits) for digits in range(1, 17)), (ffn_dim + 0.5) / hidden]
+    return next((multiple_of, m) for m in multipliers if _ffn_dim(dim, multiple_of, m) == ffn_dim)

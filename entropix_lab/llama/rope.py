@@ -3,14 +3,18 @@
 import jax.numpy as jnp
 import numpy as np
 
+from .config import ROPE_SCALING
 
-def apply_scaling(freqs: np.ndarray, scale_factor: float = 8.0) -> np.ndarray:
+
+def apply_scaling(
+    freqs: np.ndarray, scale_factor: float = 8.0, low_freq_factor=1.0, high_freq_factor=4.0, old_context_len=8192
+) -> np.ndarray:
     """Llama 3.1's stretch of the slow rotations: freqs [H/2] in radians per position -> the same shape.
 
-    Wavelengths above 8192 positions are divided by scale_factor, those below 2048 are kept, those between are blended
-    (``apply_scaling`` in llama_models.llama3.model, which fixes the factor to 8).
+    Wavelengths above old_context_len / low_freq_factor positions are divided by scale_factor, those below
+    old_context_len / high_freq_factor are kept, those between are blended (``apply_scaling`` in
+    llama_models.llama3.model, which fixes all four to the defaults here).
     """
-    low_freq_factor, high_freq_factor, old_context_len = 1, 4, 8192
     wavelen = 2 * np.pi / freqs
     smooth = (old_context_len / wavelen - low_freq_factor) / (high_freq_factor - low_freq_factor)
     smooth = np.clip(smooth, 0, 1).astype(freqs.dtype)
@@ -25,7 +29,7 @@ def precompute_freqs_cis(config, end: int, dtype=np.float32) -> tuple[np.ndarray
     H = config.head_dim
     freqs = (1.0 / np.power(dtype(config.rope_theta), np.arange(0, H, 2, dtype=dtype) / dtype(H))).astype(dtype)
     if config.use_scaled_rope:
-        freqs = apply_scaling(freqs, config.rope_scaling_factor)
+        freqs = apply_scaling(freqs, *(getattr(config, name) for name in ROPE_SCALING))
     angles = np.outer(np.arange(end, dtype=dtype), freqs)
     return np.cos(angles), np.sin(angles)
 

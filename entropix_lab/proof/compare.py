@@ -17,9 +17,11 @@ import numpy as np
 
 from .. import verdict
 from ..compiler import EXACT, canary, without_fusions
+from ..llama.config import ROPE_SCALING
 from ..llama.model import KVCache, check_inputs
 from ..llama.prompts import prompt_rows
 from .comparison import Comparison
+from .hugging_face import HuggingFaceTaps
 from .limits import rows
 from .passes import INNOCENT, Pass, Programs, patched
 from .reference import Reference, load_reference
@@ -32,8 +34,9 @@ MODES = ("prefill", "cached")
 def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     """The taps of model beside those of another implementation, with a noise floor for each, and a verdict.
 
-    reference: a Reference of the same checkpoint and dtype; a folder or name to load one from; or a mapping of taps of
-    the same tokens under the names that taps.py lists (a dict, an opened .npz file), of which some may be missing.
+    reference: a Reference of the same checkpoint and dtype; a folder or name to load one from; transformers' own model
+    (load_hugging_face, or any LlamaForCausalLM); or a mapping of taps of the same tokens under the names that taps.py
+    lists (a dict, an opened .npz file), of which some may be missing.
     prompts: text, token ids [T] or [B,T], or a list of texts or rows of ids of different lengths, which are padded on
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
     ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function}
@@ -119,9 +122,13 @@ def _taps_of(model, reference, tokens):
         theirs, taps = "the reference's", _mapping(model, reference)
         hand_out = lambda sink: [sink(name, taps.get(name)) for name in tap_names(model.config.n_layers)]
     else:
-        unfused = isinstance(reference, OurTaps)
-        theirs = "the unfused programs'" if unfused else "Meta's"
-        source = reference if unfused else reference_for(model, reference, *tokens.shape)
+        if isinstance(reference, OurTaps):
+            theirs, source = "the unfused programs'", reference
+        elif hasattr(reference, "named_modules"):
+            theirs, source = "transformers'", HuggingFaceTaps(reference)
+            _check_alike(model, source, "transformers' model")
+        else:
+            theirs, source = "Meta's", reference_for(model, reference, *tokens.shape)
         hand_out = lambda sink: source.taps(tokens, sink=sink)
     check_inputs(model.config, tokens, 0, jax.eval_shape(lambda: KVCache.new(model.config, *tokens.shape)))
     return hand_out, theirs, theirs == "Meta's"
@@ -143,21 +150,35 @@ def _mapping(model, taps) -> dict:
 def reference_for(model, reference, rows, length) -> Reference:
     """The Reference, loaded with room for rows of a length where it is a path. Raises ValueError if it is not one of
     the same model: what its weights and its RoPE are made of may differ, that is for the comparison to find."""
-    if model.config.use_scaled_rope and model.config.rope_scaling_factor != 8:
-        raise ValueError("the model differs from Meta's code by design: rope_scaling_factor is not 8")
+    if model.config.unlike_metas_code:
+        raise ValueError(
+            f"by design, not by a bug, the model is not what Meta's code computes: {model.config.unlike_metas_code}. "
+            "Compare it with transformers' (lab.hugging_face.load_hugging_face(model.path)), or Meta's code with "
+            "dataclasses.replace(model, config=model.config.in_metas_code)"
+        )
     if isinstance(reference, str | Path):
         reference = load_reference(reference, model.dtype, max_seq_len=length, max_batch_size=rows)
     if not isinstance(reference, Reference):
         raise ValueError(
-            f"expected a Reference, a path to load one from, or a mapping of taps, found {type(reference).__name__}"
+            "expected a Reference, a path to load one from, transformers' Llama, or a mapping of taps, found "
+            f"{type(reference).__name__}"
         )
+    _check_alike(model, reference, "the reference")
+    return reference
+
+
+def _check_alike(model, reference, what):
+    """Raise ValueError where dtype or sizes differ, or, by design, the numbers that scale RoPE."""
     if reference.dtype != model.dtype:
-        raise ValueError(f"the model is {model.dtype}, the reference {reference.dtype}: load both alike")
+        raise ValueError(f"the model is {model.dtype}, {what} {reference.dtype}: load both alike")
     for size in ("n_layers", "dim", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size"):
         ours, theirs = getattr(model.config, size), getattr(reference.config, size)
         if ours != theirs:
-            raise ValueError(f"{size} is {ours} in the model, {theirs} in the reference: load both from one checkpoint")
-    return reference
+            raise ValueError(f"{size} is {ours} in the model, {theirs} in {what}: load both from one checkpoint")
+    for name in ROPE_SCALING if model.config.use_scaled_rope and reference.config.use_scaled_rope else ():
+        ours, theirs = getattr(model.config, name), getattr(reference.config, name)
+        if ours != theirs:
+            raise ValueError(f"by design, not by a bug, {name} is {ours} in the model and {theirs} in {what}")
 
 
 def _padded(model, prompts):

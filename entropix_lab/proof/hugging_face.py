@@ -1,45 +1,26 @@
-"""transformers' Llama with the weights of an official folder: another port, to be tapped and compared.
+"""transformers' Llama, another port: loaded, tapped under Meta's names, and compared.
 
-Its RoPE pairs the entries j and j + H/2 of a head where Meta's pairs 2j and 2j + 1: the rows of wq and wk are permuted
-on the way in (to_halves), and queries and keys permuted back on the way out (to_pairs).
+Its RoPE pairs the entries j and j + H/2 of a head where Meta's pairs 2j and 2j + 1: queries and keys are put back
+(to_pairs) before they are compared.
 """
 
+import re
 import warnings
 
 import numpy as np
 
-from ..checkpoints.find import find_checkpoint
-from ..checkpoints.meta import read_config, read_tensors
-
-# Parts of transformers' names of modules -> Meta's.
-NAMES = {
-    "model.": "",
-    "embed_tokens": "tok_embeddings",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.": "attention.",
-    "mlp.": "feed_forward.",
-    "q_proj": "wq",
-    "k_proj": "wk",
-    "v_proj": "wv",
-    "o_proj": "wo",
-    "gate_proj": "w1",
-    "down_proj": "w2",
-    "up_proj": "w3",
-    "lm_head": "output",
-}
+from ..checkpoints import safetensors
+from ..checkpoints.find import find_checkpoint, reader_of
+from ..checkpoints.safetensors import NAMES, config_json, config_of, hugging_face_name, to_halves
+from ..llama.config import dtype_name
 
 
 def meta_name(name: str) -> str:
     """ "model.layers.3.self_attn.q_proj" -> "layers.3.attention.wq", the name of its weights and of its tap."""
-    for theirs, metas in NAMES.items():
-        name = name.replace(theirs, metas)
+    name = name.removeprefix("model.")
+    for metas, theirs in NAMES.items():
+        name = re.sub(rf"(^|\.){theirs.removeprefix('model.')}(?=\.|$)", rf"\g<1>{metas}", name)
     return name
-
-
-def to_halves(w, head_dim):
-    """The rows of wq or wk, a tensor [heads*H,D] in Meta's order, in transformers' order."""
-    return w.reshape(-1, head_dim // 2, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
 
 def to_pairs(x, head_dim):
@@ -48,10 +29,11 @@ def to_pairs(x, head_dim):
 
 
 def load_hugging_face(path, dtype="float32", attn_implementation="eager"):
-    """transformers' LlamaForCausalLM with the weights of an official checkpoint (a folder or a name), on the CPU.
+    """transformers' LlamaForCausalLM of a checkpoint (a folder or a name), on the CPU. compare takes it as a reference.
 
-    attn_implementation: "eager" hands out attention probabilities; None takes transformers' own choice. Raises
-    CheckpointError for whatever is wrong with the files, ImportError where transformers is not installed.
+    A Hugging Face folder is read by transformers itself; one in Meta's format by ours, and handed over.
+    attn_implementation: "eager" hands out attention scores and probabilities; None takes transformers' own choice.
+    Raises CheckpointError for whatever is wrong with the files, ImportError where transformers is not installed.
     """
     import torch
 
@@ -59,38 +41,95 @@ def load_hugging_face(path, dtype="float32", attn_implementation="eager"):
         with warnings.catch_warnings():  # a progress bar's, in notebooks without ipywidgets
             warnings.filterwarnings("ignore", message="IProgress not found")
             from transformers import LlamaConfig, LlamaForCausalLM
+            from transformers.utils import logging
     except ModuleNotFoundError as e:
         if e.name != "transformers":  # something that it needs
             raise
         raise ImportError('transformers is not installed: pip install "entropix_lab[peers]"') from e
+    dtype = getattr(torch, dtype_name(dtype))
     folder = find_checkpoint(path)
-    c = read_config(folder)
-    tensors = dict(read_tensors(folder, c))
-    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if c.use_scaled_rope:
-        rope |= {"rope_type": "llama3", "factor": c.rope_scaling_factor, "original_max_position_embeddings": 8192}
-        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    config = LlamaConfig(
-        hidden_size=c.dim,
-        intermediate_size=c.ffn_dim,
-        num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads,
-        num_key_value_heads=c.n_kv_heads,
-        vocab_size=c.vocab_size,
-        rms_norm_eps=c.norm_eps,
-        rope_parameters=rope,
-        max_position_embeddings=131072 if c.use_scaled_rope else 8192,
-        tie_word_embeddings=np.array_equal(tensors["output.weight"], tensors["tok_embeddings.weight"]),
-        attn_implementation=attn_implementation,
-    )
+    reader = reader_of(folder)
+    config = reader.read_config(folder)
+    if reader is safetensors:
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return LlamaForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attn_implementation).eval()
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+    tensors = dict(reader.read_tensors(folder, config))
+    tied = np.array_equal(tensors["output.weight"], tensors["tok_embeddings.weight"])
+    theirs = LlamaConfig(**config_json(config, tied), attn_implementation=attn_implementation)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        hf = LlamaForCausalLM(theirs)
     state = {}
-    for name in model.state_dict():
-        array = tensors.pop(meta_name(name))
-        tensor = torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, dtype))
-        state[name] = to_halves(tensor, c.head_dim) if name.endswith(("q_proj.weight", "k_proj.weight")) else tensor
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()  # as the config says
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are not in the state
-    return model.eval()
+    for name in list(tensors):
+        tensor = torch.from_numpy(np.array(tensors.pop(name), np.float32)).to(dtype)
+        halves = name.endswith(("wq.weight", "wk.weight"))
+        state[hugging_face_name(name)] = to_halves(tensor, config.head_dim) if halves else tensor
+    hf.load_state_dict(state, strict=True, assign=True)
+    hf.tie_weights()  # as the config says
+    hf.model.rotary_emb = type(hf.model.rotary_emb)(theirs)  # its buffers are not in the state
+    return hf.eval()
+
+
+class HuggingFaceTaps:
+    """The taps of a LlamaForCausalLM of transformers, under Meta's names and in Meta's order."""
+
+    def __init__(self, hf):
+        self.hf, self.config = hf, config_of(hf.config.to_dict(), "the config of transformers' model")
+        self.dtype = str(hf.dtype).removeprefix("torch.")
+
+    def taps(self, tokens, sink):
+        """sink(name, value) takes every value of tokens [B,T] in the order of execution, float32. Scores and
+        probabilities are there with attn_implementation="eager" alone. Module outputs come from forward hooks, the
+        rest from a pre-hook and from wrapping two functions for the time of this call."""
+        import torch
+        from transformers.models.llama import modeling_llama as theirs
+
+        layer, handles = None, []
+        turn, softmax = theirs.apply_rotary_pos_emb, torch.nn.functional.softmax
+
+        def record(name, x):
+            if name.endswith(("wq", "wk", "_rope")):
+                x = to_pairs(x, self.config.head_dim)
+            sink(name, x.detach().float().cpu().numpy())
+
+        def enter_layer(name):
+            def hook(module, args):
+                nonlocal layer
+                layer = name
+
+            return hook
+
+        def rotate(*args, **kwargs):
+            out = turn(*args, **kwargs)
+            for name, x in zip(("xq_rope", "xk_rope"), out, strict=True):
+                record(f"{layer}.attention.{name}", x.swapaxes(1, 2))
+            return out
+
+        def soften(scores, **kwargs):
+            masked = scores <= torch.finfo(scores.dtype).min / 2
+            record(f"{layer}.attention.scores", scores.masked_fill(masked, float("-inf")))
+            probs = softmax(scores, **kwargs)
+            record(f"{layer}.attention.probs", probs.to(scores.dtype))
+            return probs
+
+        names = {meta_name(name): module for name, module in self.hf.named_modules()}
+        try:
+            for name, module in names.items():
+                if name.endswith("ffn_norm"):
+                    before = lambda m, args, n=name: record(n.replace("ffn_norm", "h_attn"), args[0])
+                    handles.append(module.register_forward_pre_hook(before))
+                if re.fullmatch(r"layers\.\d+", name):
+                    handles.append(module.register_forward_pre_hook(enter_layer(name)))
+                if re.fullmatch(r"tok_embeddings|norm|output|layers\.\d+(\.\w+norm|\.\w+\.w\w)?", name):
+                    handles.append(module.register_forward_hook(lambda m, args, out, n=name: record(n, out)))
+            theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = rotate, soften
+            with torch.inference_mode():
+                self.hf(torch.tensor(np.asarray(tokens), dtype=torch.long, device=self.hf.device), use_cache=False)
+        finally:
+            theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = turn, softmax
+            for handle in handles:
+                handle.remove()

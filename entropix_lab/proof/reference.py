@@ -1,20 +1,24 @@
 """Meta's own PyTorch Transformer from PyPI `llama-models`, unedited, with taps under the names that model.py uses."""
 
 import contextlib
-import dataclasses
 import io
 import sys
+import warnings
 from collections import OrderedDict
 
 import numpy as np
 
-from ..checkpoints.find import find_checkpoint
-from ..checkpoints.meta import open_shards, read_config, shard_dim, tensor_shapes, verify_checksums
+from ..checkpoints import safetensors
+from ..checkpoints.find import find_checkpoint, reader_of
+from ..checkpoints.meta import open_shards, shard_dim, tensor_shapes, verify_checksums
 from ..llama.config import dtype_name
 
 
 def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_batch_size=4) -> "Reference":
-    """Meta's Transformer with the weights of an official checkpoint (a folder or a name), on one process.
+    """Meta's Transformer with the weights of a checkpoint (a folder of either format, or a name), on one process.
+
+    Meta's code fixes how RoPE is scaled, and the reference computes so. Where a Hugging Face folder says other numbers
+    (Llama 3.2 1B and 3B), a warning names them.
 
     device: "cpu", "cuda" or None for a GPU where torch has one. max_seq_len and max_batch_size size its KV cache.
     Where the file holds dtype already, its parameters are the mapped file: loading then costs no memory of its own.
@@ -24,20 +28,22 @@ def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_bat
 
     dtype = dtype_name(dtype)
     folder = find_checkpoint(path)
-    config = read_config(folder)
+    config = reader_of(folder).read_config(folder)
     verify_checksums(folder)
-    if config.rope_scaling_factor != 8:
-        raise ValueError("Meta's code fixes the RoPE scaling factor to 8: another factor has no reference")
+    if config.unlike_metas_code:
+        warnings.warn(f"{folder}: {config.unlike_metas_code}, and the reference is Meta's code", stacklevel=2)
+        config = config.in_metas_code
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = getattr(torch, dtype)
-    merged = _merge(open_shards(folder, config), config)
-    params = dataclasses.asdict(config)
-    del params["rope_scaling_factor"]
+    if reader_of(folder) is safetensors:
+        merged = {name: tensor for name, _, tensor in safetensors.open_tensors(folder, config)}
+    else:
+        merged = _merge(open_shards(folder, config), config)
     with _default_dtype(torch_dtype), _single_rank():
         from llama_models.llama3.args import ModelArgs
         from llama_models.llama3.model import Transformer
 
-        transformer = Transformer(ModelArgs(**params, max_seq_len=max_seq_len, max_batch_size=max_batch_size))
+        transformer = Transformer(ModelArgs(**config.params(), max_seq_len=max_seq_len, max_batch_size=max_batch_size))
     state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
     transformer.load_state_dict(state, strict=True, assign=True)
     return Reference(transformer.eval(), config, dtype, device)

@@ -31,8 +31,9 @@ def angles(config, T):
     H = config.head_dim
     turns = config.rope_theta ** (-2.0 * np.arange(H // 2) / H)
     if config.use_scaled_rope:
-        # over 8192 positions: full speed from four turns on, 1/factor of it below one, a straight line between
-        whole = np.clip((8192 * turns / (2 * np.pi) - 1) / 3, 0, 1)
+        # in the old context: full speed from high (4) turns on, 1/factor of it below low (1), a straight line between
+        low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+        whole = np.clip((config.rope_old_context_len * turns / (2 * np.pi) - low) / (high - low), 0, 1)
         turns = turns * (whole + (1 - whole) / config.rope_scaling_factor)
     return np.outer(np.arange(T), turns)
 

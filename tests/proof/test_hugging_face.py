@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import entropix_lab as lab
-from entropix_lab.proof.hugging_face import load_hugging_face, meta_name, to_halves, to_pairs
+from entropix_lab.checkpoints.safetensors import to_halves
+from entropix_lab.proof.hugging_face import load_hugging_face, meta_name, to_pairs
 
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 40))
 

@@ -1,0 +1,268 @@
+"""Hugging Face's format: config.json and model*.safetensors of a folder, verified, under Meta's names in Meta's layout.
+
+Hugging Face pairs the entries j and j + H/2 of a head for RoPE where Meta pairs 2j and 2j + 1, so the rows of wq and wk
+are put back; every other tensor is the one in the file.
+"""
+
+import json
+from pathlib import Path
+
+from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
+from .meta import _as_numpy, _check_finite, tensor_shapes
+
+# Meta's name of a part -> Hugging Face's.
+NAMES = {
+    "tok_embeddings": "model.embed_tokens",
+    "norm": "model.norm",
+    "output": "lm_head",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+# Meta's field -> config.json's, all of them needed.
+FIELDS = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "vocab_size": "vocab_size",
+    "norm_eps": "rms_norm_eps",
+}
+# What Llama has none of: field of config.json -> the values that say so.
+PLAIN = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish", None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+    "partial_rotary_factor": (1, None),
+    "qk_norm": (False, None),
+    "use_qk_norm": (False, None),
+    "qk_layernorm": (False, None),
+    "quantization_config": (None,),
+    "final_logit_softcapping": (None,),
+    "num_local_experts": (None,),
+}
+ROPE = {
+    "rope_scaling_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_old_context_len": "original_max_position_embeddings",
+}
+
+
+def hugging_face_name(name: str) -> str:
+    """ "layers.3.attention.wq.weight" -> "model.layers.3.self_attn.q_proj.weight"."""
+    stem, _, end = name.rpartition(".")
+    if stem.startswith("layers."):
+        _, layer, part = stem.split(".", 2)
+        return f"model.layers.{layer}.{NAMES[part]}.{end}"
+    return f"{NAMES[stem]}.{end}"
+
+
+def to_halves(w, head_dim):
+    """The rows of wq or wk, a tensor [heads*H,D] in Meta's order, in Hugging Face's order."""
+    return w.reshape(-1, head_dim // 2, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def rows_to_pairs(w, head_dim):
+    """The way back: the rows of q_proj or k_proj in Meta's order, a copy."""
+    return w.reshape(-1, 2, head_dim // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def read_json(file) -> dict:
+    """A JSON object. Raises CheckpointError that names the file."""
+    try:
+        found = json.loads(Path(file).read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
+    return found
+
+
+def read_config(folder) -> LlamaConfig:
+    """The LlamaConfig of a Hugging Face folder, from its config.json.
+
+    Raises CheckpointError for what is no plain Llama, by the field that says so, and for a head_dim other than
+    dim / n_heads, which Meta's code does not know.
+    """
+    file = Path(folder) / "config.json"
+    return config_of(read_json(file), file)
+
+
+def config_of(found: dict, file) -> LlamaConfig:
+    """The same of a parsed config.json; file: what an error calls it."""
+    for field, plain in PLAIN.items():
+        if found.get(field) not in plain:
+            raise CheckpointError(
+                f"{file}: {field} is {found.get(field)!r:.80}, expected {plain[0]!r}: this is not a plain Llama. "
+                "Its weights in another format (not quantised), or another model, are needed."
+            )
+    for field in (*FIELDS.values(), "intermediate_size"):
+        if field != "rms_norm_eps" and (type(found.get(field)) is not int or not 0 < found[field] < 2**31):
+            raise CheckpointError(f"{file}: {field} must be a positive whole number, found {found.get(field)!r:.80}")
+    dim, heads, head_dim = found["hidden_size"], found["num_attention_heads"], found.get("head_dim")
+    if head_dim is not None and (type(head_dim) is not int or head_dim * heads != dim):
+        raise CheckpointError(
+            f"{file}: head_dim is {head_dim!r:.80}, expected hidden_size / num_attention_heads ({dim} / {heads}): "
+            "Meta's code knows no other"
+        )
+    try:
+        multiple_of, multiplier = ffn_fields(dim, found["intermediate_size"])
+        return LlamaConfig(
+            **{ours: found.get(theirs) for ours, theirs in FIELDS.items()},
+            n_kv_heads=found.get("num_key_value_heads"),
+            multiple_of=multiple_of,
+            ffn_dim_multiplier=multiplier,
+            **_rope(file, found),
+        )
+    except CheckpointError as e:
+        raise CheckpointError(f"{file}: {str(e).removeprefix('params.json: ')} (in Meta's names)") from e
+
+
+def _rope(file, found) -> dict:
+    """LlamaConfig's fields of RoPE. Newer files hold them all in rope_parameters, older ones most in rope_scaling."""
+    rope = {}
+    for field in ("rope_scaling", "rope_parameters"):
+        if not isinstance(found.get(field) or {}, dict):
+            raise CheckpointError(f"{file}: {field} must be an object or null, found {found[field]!r:.80}")
+        rope |= found.get(field) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1) != 1:
+        raise CheckpointError(f"{file}: rope_type is {kind!r:.80}, expected 'default' or 'llama3' of the whole head")
+    scaled = {ours: rope.get(theirs) for ours, theirs in ROPE.items()} if kind == "llama3" else {}
+    theta = rope.get("rope_theta", found.get("rope_theta", 10000.0))  # transformers' default, for files without one
+    return dict(rope_theta=theta, use_scaled_rope=kind == "llama3", **scaled)
+
+
+def config_json(config: LlamaConfig, tied: bool) -> dict:
+    """The way back: config.json, with RoPE's fields where older and newer versions of transformers look for them."""
+    rope = {"rope_type": "llama3" if config.use_scaled_rope else "default"}
+    if config.use_scaled_rope:
+        rope |= {theirs: getattr(config, ours) for ours, theirs in ROPE.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if config.use_scaled_rope else None,
+        "rope_parameters": rope | {"rope_theta": config.rope_theta},
+        "max_position_embeddings": 131072 if config.use_scaled_rope else 8192,
+        "tie_word_embeddings": tied,
+    }
+
+
+def open_tensors(folder, config: LlamaConfig):
+    """Yield (Meta's name, file, torch tensor in Meta's layout) for every tensor of a Hugging Face folder.
+
+    The tensors are views of the mapped files, but for wq and wk. Raises CheckpointError for an index that names what is
+    not there, a damaged file, and every missing, unexpected or misshaped tensor (all are named at once).
+    """
+    folder = Path(folder)
+    tied = read_json(folder / "config.json").get("tie_word_embeddings") is True
+    files = _open_files(folder)
+    found = {n: file for file, opened in files.items() for n in opened.keys() if not n.endswith("rotary_emb.inv_freq")}
+    if config.n_layers > len(found):
+        raise CheckpointError(f"{folder}: config.json says {config.n_layers} layers, found {len(found)} tensors in all")
+    shapes = {hugging_face_name(name): shape for name, shape in tensor_shapes(config).items()}
+    problems = []
+    for name in sorted(shapes.keys() | found.keys()):
+        if name in found:
+            view = files[found[name]].get_slice(name)
+            shape, dtype = tuple(view.get_shape()), view.get_dtype()
+        if name not in found:
+            if name != "lm_head.weight" or not tied:
+                problems.append(f"missing {name} {shapes[name]}")
+        elif name not in shapes:
+            problems.append(f"unexpected {name} {shape}")
+        elif shape != shapes[name]:
+            problems.append(f"{name}: expected shape {shapes[name]}, found {shape}")
+        elif dtype not in ("F64", "F32", "F16", "BF16"):
+            problems.append(f"{name}: expected a float of 16 bits or more, found {dtype}")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        where = next(iter(files)) if len(files) == 1 else folder
+        raise CheckpointError(
+            f"{where}: {'; '.join(problems[:8])}{more}. Do config.json and the safetensors files belong to one model?"
+        )
+    for name in tensor_shapes(config):
+        theirs = hugging_face_name(name)
+        if theirs not in found:
+            theirs = hugging_face_name("tok_embeddings.weight")
+        tensor = _tensor(files, found[theirs], theirs)
+        if name == "output.weight" and tied and theirs == "lm_head.weight":
+            if not tensor.equal(_tensor(files, found["model.embed_tokens.weight"], "model.embed_tokens.weight")):
+                raise CheckpointError(
+                    f"{found[theirs]}: lm_head.weight differs from model.embed_tokens.weight, and config.json "
+                    "says that they are one. Is it another model's config.json?"
+                )
+        if name.endswith(("wq.weight", "wk.weight")):
+            tensor = rows_to_pairs(tensor, config.head_dim)
+        yield name, found[theirs], tensor
+
+
+def _tensor(files, file, name):
+    try:
+        return files[file].get_tensor(name)
+    except Exception as e:  # safetensors' own error, or torch's, where the file changed under it
+        raise CheckpointError(f"{file}: {name} cannot be read ({e}). Get the file again.") from e
+
+
+def _open_files(folder) -> dict:
+    """{file: opened}, memory-mapped, of model.safetensors or of the shards that its index names."""
+    from safetensors import safe_open
+
+    index, names = folder / "model.safetensors.index.json", {}
+    if (folder / "model.safetensors").is_file():
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) and "/" not in n for n in names.values()):
+            raise CheckpointError(f"{index}: expected a weight_map of tensors and file names. Copy the file again.")
+        files = [folder / name for name in sorted(set(names.values()))]
+    else:
+        there = sorted(p.name for p in folder.iterdir())
+        raise CheckpointError(
+            f"{folder}: expected model.safetensors or its index, found {there[:8]}. Download the weights: the files "
+            "*.safetensors, not *.bin, which hold pickles."
+        )
+    opened = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: named in {index.name}, found nothing. Download it again.")
+        try:
+            opened[file] = safe_open(file, "pt")
+        except Exception as e:  # safetensors' own error, or the system's
+            raise CheckpointError(
+                f"{file}: expected a safetensors file, found one that is damaged ({str(e)[:200]}; "
+                f"{file.stat().st_size:,} bytes). Delete it and download it again."
+            ) from e
+    for file in files if names else ():
+        promised, held = {n for n, f in names.items() if f == file.name}, set(opened[file].keys())
+        if differ := sorted(promised ^ held):
+            what = "is not in it" if differ[0] in promised else "is in it all the same"
+            named = "named" if differ[0] in promised else "not named"
+            raise CheckpointError(
+                f"{file}: {differ[0]} is {named} in {index.name} and {what} ({len(differ)} such). Get both files again."
+            )
+    return opened
+
+
+def read_tensors(folder, config: LlamaConfig):
+    """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder, as meta.read_tensors does.
+
+    The arrays are views of the mapped files in their dtype, but for wq and wk, which are copies: copy what you keep.
+    Raises CheckpointError, also for NaN or infinite weights.
+    """
+    for name, file, tensor in open_tensors(folder, config):
+        _check_finite(file, hugging_face_name(name), tensor)
+        yield name, _as_numpy(tensor)
