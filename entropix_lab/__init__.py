@@ -5,7 +5,7 @@ import importlib
 from . import checkpoints as checkpoint
 from . import entropy, evaluation, timing, verdict
 from . import sampling as samplers
-from .checkpoints import Model, demo, load_and_convert_weights, load_config, load_model
+from .checkpoints import Model, demo, load_and_convert_weights, load_config, load_model, verify
 from .entropy import Trace, entropy_varentropy, trace_text
 from .evaluation import calibration, tasks
 from .generation.branching import branch

@@ -4,4 +4,5 @@ from .find import find_checkpoint
 from .load import Model, load_and_convert_weights, load_config, load_model
 from .meta import open_shards, read_tensors, shard_dim, tensor_shapes
 from .sums import verify_checksums
+from .verify import Verification, verify
 from .write import write_checkpoint, write_random_checkpoint

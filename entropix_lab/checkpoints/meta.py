@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from ..llama.config import CheckpointError, LlamaConfig
-from .sums import check_order, known_sums, verify_checksums
+from .sums import check_order, known_sums
 
 
 def read_config(folder) -> LlamaConfig:
@@ -127,23 +127,28 @@ def _check_shards_differ(files, shards):
                 raise CheckpointError(f"{file}: {name} differs from {files[0].name}; expected one model's shards")
 
 
-def read_tensors(folder, config: LlamaConfig):
+def _raise(error):
+    raise error
+
+
+def read_tensors(folder, config: LlamaConfig, report=_raise):
     """Yield (name, host array) for every tensor of a folder, shards merged, the two largest first.
 
     The arrays are views of the mapped file wherever one shard holds the whole tensor, in the dtype of the file
-    (bfloat16 as ml_dtypes.bfloat16): copy what you keep. Raises CheckpointError, also for NaN or infinite weights.
+    (bfloat16 as ml_dtypes.bfloat16): copy what you keep. Raises CheckpointError; the one for NaN or infinite
+    weights is handed to report, which may go on.
     """
     shards = open_shards(folder, config)
     for name in tensor_shapes(config):
         parts = []
         for i, shard in enumerate(shards[:1] if shard_dim(name) is None else shards):
             tensor = shard[name]
-            _check_finite(Path(folder) / f"consolidated.{i:02d}.pth", name, tensor)
+            _check_finite(Path(folder) / f"consolidated.{i:02d}.pth", name, tensor, report)
             parts.append(_as_numpy(tensor))
         yield name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=shard_dim(name))
 
 
-def _check_finite(file, name, tensor):
+def _check_finite(file, name, tensor, report):
     # What is not finite has the largest bit patterns of its sign: the greatest of them as signed and as unsigned whole
     # numbers are found at the speed of memory, without an array of their size.
     array = _as_numpy(tensor)
@@ -151,10 +156,13 @@ def _check_finite(file, name, tensor):
         bits = f"{kind}{array.itemsize}"
         if array.view(bits).max() >= np.array(infinite, array.dtype).view(bits):
             bad = int((~np.isfinite(array)).sum())
-            raise CheckpointError(
-                f"{file}: {name}: expected finite weights, found {bad} of {array.size} NaN or infinite. The file was "
-                "damaged or saved from a run that diverged: get it again."
+            report(
+                CheckpointError(
+                    f"{file}: {name}: expected finite weights, found {bad} of {array.size} NaN or infinite. The file "
+                    "was damaged or saved from a run that diverged: get it again."
+                )
             )
+            return
 
 
 def _as_numpy(tensor) -> np.ndarray:

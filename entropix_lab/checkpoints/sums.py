@@ -1,5 +1,6 @@
-"""Are a folder's files the ones that were published? Meta's checklist.chk, Hugging Face's blob names, torch's CRC-32."""
+"""Are a folder's files those that were published? Meta's checklist.chk, Hugging Face's blob names, torch's CRC-32."""
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -50,11 +51,8 @@ def known_sums(folder) -> dict[Path, tuple[str, str]]:
 def check_sum(file, kind, expected) -> str:
     """What the file agrees with, in words. Raises CheckpointError where it does not."""
     if not file.is_file():
-        raise CheckpointError(
-            f"{file}: expected the file that "
-            + ("checklist.chk names" if kind == "md5" else "this link points to")
-            + ", found nothing. Download it again, or copy the whole folder."
-        )
+        whose = "named in checklist.chk" if kind == "md5" else "a link of the Hugging Face cache"
+        raise CheckpointError(f"{file}: {whose}, found nothing. Download it again, or copy the whole folder.")
     if kind == "crc32":
         _records(*_state(file))
         return "CRC-32 of its records"
@@ -62,8 +60,8 @@ def check_sum(file, kind, expected) -> str:
     if found != expected:
         whose = "checklist.chk is another version's" if kind == "md5" else "the cache is"
         raise CheckpointError(
-            f"{file}: expected {kind} {expected}, found {found} ({file.stat().st_size:,} bytes). The file is damaged, or "
-            f"{whose}: delete it and download it again."
+            f"{file}: expected {kind} {expected}, found {found} ({file.stat().st_size:,} bytes). The file is "
+            f"damaged, or {whose}: delete it and download it again."
         )
     return f"{kind} of {'checklist.chk' if kind == 'md5' else 'the Hugging Face cache'}"
 
@@ -99,7 +97,7 @@ PROGRESS = dict(unit="B", unit_scale=True, delay=2, disable=None, leave=False)
 @functools.lru_cache(None)
 def _records(file, size, *state) -> str:
     """The name under which torch saved a .pth file, once every record in it has the CRC-32 that stands beside it."""
-    damaged = f"{file} ({size:,} bytes): expected a torch file whose records have their CRC-32, found "
+    damaged = f"{file}: expected a torch file of {size:,} bytes whose records have their CRC-32, found "
     again = ". Delete it and download it again."
     try:
         with zipfile.ZipFile(file) as archive, open(file, "rb") as f:
@@ -116,10 +114,21 @@ def _records(file, size, *state) -> str:
     return root
 
 
+@contextlib.contextmanager
+def system_errors():
+    """What the system refuses (no permission, a link that leads to itself) as a CheckpointError."""
+    try:
+        yield
+    except OSError as e:
+        raise CheckpointError(f"{e.filename}: expected a file or folder to read, found: {e.strerror}.") from e
+
+
 def check_order(files) -> None:
     """Raises CheckpointError for shards that changed places, where their names are in them (torch.save writes it)."""
     names = [f.stem for f in files]
     roots = [_records(*_state(f)) for f in files]
     if roots != names and sorted(roots) == names:
         file, root = next((f, r) for f, r in zip(files, roots, strict=True) if f.stem != r)
-        raise CheckpointError(f"{file}: was saved as {root}.pth: the shards changed places. Give them their names back.")
+        raise CheckpointError(
+            f"{file}: was saved as {root}.pth: the shards changed places. Give them their names back."
+        )
