@@ -16,7 +16,7 @@ KNOWN = ("*.pth", "*.safetensors", "*.json", "*.model", "checklist.chk")
 
 @dataclass(frozen=True)
 class Row:
-    """what: a file, or a part of the folder; found: what was seen; problem: the reader's error, "" where all is well."""
+    """what: a file, or a part of the folder; found: what was seen; problem: the reader's error, or ""."""
 
     what: str
     found: str
