@@ -127,12 +127,17 @@ def read_tokenizer(folder, config) -> Tokenizer | None:
     return tokenizer
 
 
+def read_tensors(folder, config: LlamaConfig):
+    """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder of either format."""
+    return reader_of(folder).read_tensors(folder, config)
+
+
 def _read_weights(folder, config, dtype):
     verify_checksums(folder)
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
     arrays, embeddings = {}, None
-    tensors = reader_of(folder).read_tensors(folder, config)
+    tensors = read_tensors(folder, config)
     # a bar for what takes more than two seconds, and in a terminal alone
     for name, array in tqdm(tensors, f"loading {folder.name}", 3 + 9 * config.n_layers, delay=2, disable=None):
         if name == "output.weight" and _same(array, embeddings):

@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from ..llama.config import LlamaConfig
+from ..llama.config import CheckpointError, LlamaConfig
 from .meta import shard_dim, tensor_shapes
 from .sums import digest
 
@@ -50,8 +50,13 @@ def write_checkpoint(
         files = sorted(p for p in partial.iterdir())
         (partial / "checklist.chk").write_text("".join(f"{digest(f)}  {f.name}\n" for f in files))
         partial.rename(folder)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(e, OSError | RuntimeError):  # torch's error for a full disk is the latter
+            free = shutil.disk_usage(folder.parent).free
+            raise CheckpointError(
+                f"{folder} could not be written, nothing is left of it: {e} ({free:,} bytes free)"
+            ) from e
         raise
     return folder
 

@@ -233,6 +233,22 @@ def test_a_folder_without_permission(broken):
     assert "refused" in done.stdout, done.stderr[-1500:]
 
 
+def test_a_full_disk_leaves_nothing(tmp_path):
+    """A limit on the size of a file stands in for the disk; a converted folder is whole or not there."""
+    code = """if True:
+        import resource, signal, sys, entropix_lab as lab
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        try:
+            lab.demo.write_random_checkpoint(sys.argv[1], lab.demo.TINY)
+        except lab.CheckpointError as e:
+            print("refused", e)
+    """
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True)
+    assert "refused" in done.stdout and "nothing is left" in done.stdout, done.stderr[-1500:]
+    assert not list(tmp_path.iterdir())
+
+
 # --- at random
 
 
