@@ -5,7 +5,16 @@ import importlib
 from . import checkpoints as checkpoint
 from . import entropy, evaluation, timing, verdict
 from . import sampling as samplers
-from .checkpoints import Model, demo, load_and_convert_weights, load_config, load_model, verify
+from .checkpoints import (
+    Model,
+    demo,
+    load_and_convert_weights,
+    load_config,
+    load_model,
+    save_hugging_face,
+    save_official,
+    verify,
+)
 from .entropy import Trace, entropy_varentropy, trace_text
 from .evaluation import calibration, tasks
 from .generation.branching import branch
@@ -17,6 +26,7 @@ from .llama.weights import LayerWeights, XfmrWeights
 from .proof import faults, hugging_face, taps
 from .proof.compare import compare, compare_compiler
 from .proof.greedy import compare_greedy
+from .proof.hugging_face import load_hugging_face
 from .proof.reference import Reference, get_local_llama_logits, load_reference
 from .proof.report import Report
 

@@ -5,4 +5,4 @@ from .load import Model, load_and_convert_weights, load_config, load_model, read
 from .meta import open_shards, shard_dim, tensor_shapes
 from .sums import verify_checksums
 from .verify import Verification, verify
-from .write import write_checkpoint, write_random_checkpoint
+from .write import save_hugging_face, save_official, write_checkpoint, write_random_checkpoint

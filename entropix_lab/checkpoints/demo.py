@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..llama.config import CheckpointError
+from .tokenizer_json import BYTES
 from .write import TINY as TINY
 from .write import write_checkpoint
 from .write import write_random_checkpoint as write_random_checkpoint
@@ -149,8 +150,5 @@ def _dequantise(gguf_file):
 def _tokenizer_model(tokens: list[str]) -> bytes:
     """The vocabulary in GPT-2's printable spelling of bytes -> lines of base64 and rank; the 17 special tokens in front
     are left out, as tokenizer.model holds none."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in printable]
-    byte = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(rest)}
-    ranks = [(base64.b64encode(bytes(byte[c] for c in t)).decode(), i) for i, t in enumerate(tokens) if i >= 17]
+    ranks = [(base64.b64encode(bytes(BYTES[c] for c in t)).decode(), i) for i, t in enumerate(tokens) if i >= 17]
     return "".join(f"{token} {rank}\n" for token, rank in ranks).encode()

@@ -15,7 +15,7 @@ from ..llama.prompts import to_numpy
 from ..llama.weights import MODULE, LayerWeights, XfmrWeights, decode_weights
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Model:
         """
         if isinstance(text_or_tokens, str):
             if self.tokenizer is None:
-                raise ValueError(f"{self.path} has no tokenizer.model: give token ids, or copy that file there")
+                raise ValueError(why_no_tokenizer(self.path))
             text_or_tokens = self.tokenizer.encode(text_or_tokens)
         tokens = to_numpy(text_or_tokens)
         if tokens.size == 0:
@@ -114,14 +114,12 @@ def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
 
 
 def read_tokenizer(folder, config) -> Tokenizer | None:
-    """The folder's tokenizer, None where it has none. Raises CheckpointError for another model's."""
-    file = folder / "tokenizer.model"
-    if not file.is_file():
-        return None
-    tokenizer = Tokenizer(file)
-    if not 0 <= config.vocab_size - tokenizer.n_words < 1024:  # vocabularies are padded to such multiples at most
+    """The folder's tokenizer, None where it has none that can be read. Raises CheckpointError for another model's."""
+    tokenizer = load_tokenizer(folder)
+    # vocabularies are padded to such multiples at most
+    if tokenizer is not None and not 0 <= config.vocab_size - tokenizer.n_words < 1024:
         raise CheckpointError(
-            f"{file}: expected a tokenizer of the model's {config.vocab_size} tokens, found one of "
+            f"{folder}: expected a tokenizer of the model's {config.vocab_size} tokens, found one of "
             f"{tokenizer.n_words}: it is another model's. Copy the one that belongs to these weights."
         )
     return tokenizer

@@ -1,17 +1,13 @@
-"""tokenizer.model (base64 tokens with their ranks) through tiktoken, and the chat format of the model it belongs to."""
+"""tokenizer.model or tokenizer.json through tiktoken, and the chat format of the model that it belongs to."""
 
 import base64
 import re
 from pathlib import Path
 
 from ..llama.config import CheckpointError
+from .safetensors import read_json
+from .tokenizer_json import LLAMA3_PATTERN, SMOLLM2_PATTERN, Found, Unlike, read_tokenizer_json
 
-# The two families are told apart by the first rank in the file: Llama 3 puts its special tokens behind the ranks,
-# SmolLM2 in front of them.
-LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 LLAMA3_SPECIAL = [
     "<|begin_of_text|>",
     "<|end_of_text|>",
@@ -26,8 +22,6 @@ LLAMA3_SPECIAL = [
     "<|python_tag|>",
     "<|image|>",
 ] + [f"<|reserved_special_token_{i}|>" for i in range(2, 246)]
-# One pattern for "split off every digit, then GPT-2".
-SMOLLM2_PATTERN = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 SMOLLM2_SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <repo_name> <reponame> <file_sep> <filename> <gh_stars> <issue_start> "
     "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <jupyter_script> "
@@ -43,47 +37,102 @@ MAX_CHARS, MAX_RUN = 400_000, 25_000
 RUNS = re.compile(rf"\s{{{MAX_RUN}}}(?=\s)|\S{{{MAX_RUN}}}(?=\S)")
 
 
+def load_tokenizer(folder):
+    """The Tokenizer of a folder of either format, None where it has none that can be read here (why_no_tokenizer).
+
+    tokenizer.model comes first, then that of original/, then tokenizer.json; what ends a generation is
+    generation_config.json's where there is one. Raises CheckpointError for a damaged file.
+    """
+    try:
+        return _load(Path(folder))
+    except Unlike:
+        return None
+
+
+def why_no_tokenizer(folder) -> str:
+    """Why load_tokenizer gives None, and what helps."""
+    try:
+        _load(Path(folder))
+    except Unlike as e:
+        return f"{folder}: its tokenizer cannot be used, {e}: give token ids"
+    return f"{folder} has no tokenizer.model: give token ids, or copy that file there"
+
+
+def _load(folder):
+    files = [folder / "tokenizer.model", folder / "original" / "tokenizer.model", folder / "tokenizer.json"]
+    # Llama 2's tokenizer.model is a protocol buffer of SentencePiece, whose first byte is a line feed
+    binary = lambda f: f.name == "tokenizer.model" and open(f, "rb").read(1) == b"\n"
+    there = [f for f in files if f.is_file()]
+    file = next((f for f in there if not binary(f)), None)
+    if file is None:
+        if there:
+            raise Unlike("it is a SentencePiece model, as Llama 2's")
+        return None
+    generation, stop = folder / "generation_config.json", None
+    if generation.is_file():
+        stop = read_json(generation).get("eos_token_id")
+        stop = tuple(stop) if isinstance(stop, list) else None if stop is None else (stop,)
+    settings, template = folder / "tokenizer_config.json", ""
+    if settings.is_file():
+        template = str(read_json(settings).get("chat_template") or "")
+    if (folder / "chat_template.jinja").is_file():
+        template = (folder / "chat_template.jinja").read_text("utf-8", errors="replace")
+    return Tokenizer(file, stop, template)
+
+
 class Tokenizer:
-    """Text to token ids and back, for the Llama 3 family and for SmolLM2.
+    """Text to token ids and back, for the Llama 3 family, SmolLM2, and others with a tokenizer.json of their kind.
 
     special_tokens: name -> id; bos_id (None where the model has none); stop_tokens: ids that end a generation;
-    n_words: the size of the vocabulary. Raises CheckpointError when the file is not a tokenizer of either family.
+    n_words: the size of the vocabulary. stop_tokens and chat_template: a Hugging Face folder's, if it has them; the
+    template alone says whose chat format is used, Llama 3's or ChatML. Raises CheckpointError when the file is not a
+    tokenizer of either family, Unlike for a tokenizer.json of another kind.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, stop_tokens=None, chat_template=""):
         import tiktoken
 
         path = Path(path)
-        try:
-            lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
-            ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
-        except (OSError, ValueError) as e:
-            raise CheckpointError(
-                f"{path}: expected lines of a base64 token and its rank, found {e}. Copy tokenizer.model again."
-            ) from e
-        first = min(ranks.values(), default=None)
-        self.is_llama3 = first == 0
-        if first not in (0, len(SMOLLM2_SPECIAL)) or sorted(ranks.values()) != list(range(first, first + len(lines))):
-            raise CheckpointError(
-                f"{path}: expected ranks without gaps from 0 (Llama 3) or 17 (SmolLM2) on, found {len(ranks)} tokens "
-                f"from rank {first} on. Copy tokenizer.model again."
-            )
-        special = LLAMA3_SPECIAL if self.is_llama3 else SMOLLM2_SPECIAL
-        offset = len(ranks) if self.is_llama3 else 0
-        self.special_tokens = {token: offset + i for i, token in enumerate(special)}
-        self.n_words = len(ranks) + len(special)
+        self._file = path
+        found = read_tokenizer_json(path) if path.suffix == ".json" else _read_ranks(path)
+        ranks, self.special_tokens = dict(found.ranks), found.special
+        self._ranks = found.ranks
+        self.n_words = len(ranks) + len(self.special_tokens)
         # tiktoken panics on a byte that has no rank: such bytes get ids past the vocabulary, which encode drops
         absent = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
         ranks.update({b: self.n_words + i for i, b in enumerate(absent)})
         self.model = tiktoken.Encoding(
-            path.parent.name,
-            pat_str=LLAMA3_PATTERN if self.is_llama3 else SMOLLM2_PATTERN,
-            mergeable_ranks=ranks,
-            special_tokens=self.special_tokens,
+            path.parent.name, pat_str=found.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
-        self.bos_id = self.special_tokens["<|begin_of_text|>"] if self.is_llama3 else None
-        ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>") if self.is_llama3 else ("<|im_end|>", "<|endoftext|>")
-        self.stop_tokens = tuple(self.special_tokens[token] for token in ends)
+        self.bos_id = self.special_tokens.get(found.bos)
+        marks = {"<|start_header_id|>": ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
+        marks |= {"<|im_start|>": ("<|im_end|>", "<|endoftext|>")}
+        marks = {m: ends for m, ends in marks.items() if m in self.special_tokens}
+        said = [m for m in marks if m in chat_template] if chat_template else list(marks)
+        self.chat_mark = next(iter(said), None)
+        self.is_llama3 = self.chat_mark == "<|start_header_id|>"
+        ends = marks.get(self.chat_mark, ("<|end_of_text|>", "<|endoftext|>"))
+        family = tuple(self.special_tokens[token] for token in ends if token in self.special_tokens)
+        self.stop_tokens = family if stop_tokens is None else stop_tokens
+        if wrong := [t for t in self.stop_tokens if type(t) is not int or not 0 <= t < self.n_words]:
+            raise CheckpointError(
+                f"{path.parent / 'generation_config.json'}: eos_token_id {wrong[0]!r:.80} is outside the vocabulary of "
+                f"{self.n_words} in {path.name}. Copy both again."
+            )
+
+    def tokenizer_model(self) -> bytes:
+        """The content of a tokenizer.model that gives these ids. Raises CheckpointError where it has no place for added
+        tokens: it holds the ranks alone, and the special tokens are those of the family."""
+        lines = sorted((rank, base64.b64encode(token).decode()) for token, rank in self._ranks.items())
+        family = LLAMA3_SPECIAL if lines[0][0] == 0 else SMOLLM2_SPECIAL
+        first = len(lines) if lines[0][0] == 0 else 0
+        if self.special_tokens != {token: first + i for i, token in enumerate(family)}:
+            raise CheckpointError(
+                f"{self._file}: tokenizer.model has no place for other special tokens than its family's, found "
+                f"{sorted(set(self.special_tokens) - set(family))[:5]} or other ids. Save the model without it: "
+                "dataclasses.replace(model, tokenizer=None)"
+            )
+        return "".join(f"{token} {rank}\n" for rank, token in lines).encode()
 
     def encode(
         self, text: str, *, bos: bool | None = None, eos: bool = False, allowed_special=frozenset()
@@ -126,9 +175,11 @@ class Tokenizer:
         turns = [_turn(i, message) for i, message in enumerate(messages)] if isinstance(messages, list | tuple) else []
         if not turns:
             raise ValueError(f"expected a string or a list of {MESSAGE}, found {messages!r:.60}")
-        if not self.is_llama3 and turns[0][0] != "system":
+        if self.chat_mark is None:
+            raise ValueError("this model's chat format is not known here, only those of Llama 3 and ChatML are")
+        if "<repo_name>" in self.special_tokens and not self.is_llama3 and turns[0][0] != "system":
             turns = [("system", SMOLLM2_SYSTEM), *turns]
-        ids = [self.bos_id] if self.is_llama3 else []
+        ids = [] if self.bos_id is None else [self.bos_id]
         for role, content in [*turns, ("assistant", None)]:
             ids += self._encode_message(role, content)
         return ids
@@ -143,6 +194,28 @@ class Tokenizer:
         if content is None:
             return [special["<|im_start|>"], *plain(f"{role}\n")]
         return [special["<|im_start|>"], *plain(f"{role}\n{content}"), special["<|im_end|>"], *plain("\n")]
+
+
+def _read_ranks(path) -> Found:
+    """tokenizer.model. The two families are told apart by the first rank in the file: Llama 3 puts its special tokens
+    behind the ranks, SmolLM2 in front of them."""
+    try:
+        lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except (OSError, ValueError) as e:
+        raise CheckpointError(
+            f"{path}: expected lines of a base64 token and its rank, found {e}. Copy tokenizer.model again."
+        ) from e
+    first = min(ranks.values(), default=None)
+    if first not in (0, len(SMOLLM2_SPECIAL)) or sorted(ranks.values()) != list(range(first, first + len(lines))):
+        raise CheckpointError(
+            f"{path}: expected ranks without gaps from 0 (Llama 3) or 17 (SmolLM2) on, found {len(ranks)} tokens "
+            f"from rank {first} on. Copy tokenizer.model again."
+        )
+    if first == 0:
+        special = {token: len(ranks) + i for i, token in enumerate(LLAMA3_SPECIAL)}
+        return Found(ranks, LLAMA3_PATTERN, special, "<|begin_of_text|>")
+    return Found(ranks, SMOLLM2_PATTERN, {token: i for i, token in enumerate(SMOLLM2_SPECIAL)}, None)
 
 
 def _turn(i, message) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from ..llama.config import CheckpointError
 from .find import find_checkpoint, reader_of
 from .load import read_tokenizer
 from .sums import check_sum, known_sums
+from .tokenizer import why_no_tokenizer
 
 KNOWN = ("*.pth", "*.safetensors", "*.json", "*.model", "checklist.chk")
 
@@ -95,5 +96,5 @@ def _tensors(reader, folder, config, rows) -> str:
 def _tokenizer(folder: Path, config):
     tokenizer = read_tokenizer(folder, config)
     if tokenizer is None:
-        return "none: token ids are needed as prompts", None
+        return f"none: {why_no_tokenizer(folder)}", None
     return f"{tokenizer.n_words} tokens for a vocabulary of {config.vocab_size}", None

@@ -159,7 +159,7 @@ DAMAGES = {  # name: (kind, what is done to the folder, what the error says)
     "tokenizer of another model": (
         "safetensors",
         lambda f: (f / "tokenizer.model").write_bytes(OTHER_TOKENIZER),
-        "tokenizer.model: expected a tokenizer of the model's 512 tokens, found one of 2512",
+        "expected a tokenizer of the model's 512 tokens, found one of 2512",
     ),
     "a link to itself": (
         "safetensors",

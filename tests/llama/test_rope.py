@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from llama_models.llama3 import model as meta
 import entropix_lab as lab
 from entropix_lab.checkpoints.write import TINY
 from entropix_lab.llama import rope
+from entropix_lab.proof import truth
 
 
 def config(**change):
@@ -47,3 +50,14 @@ def test_scaling_equals_metas_and_the_factor_is_used():
     np.testing.assert_allclose(rope.apply_scaling(freqs), want, rtol=2e-7)
     assert np.allclose(rope.apply_scaling(freqs, 32.0)[-1] * 32, freqs[-1])
     assert rope.apply_scaling(freqs, 32.0)[0] == freqs[0]
+
+
+def test_all_four_numbers_are_used_as_in_the_truth():
+    numbers = dict(rope_scaling_factor=32.0, rope_low_freq_factor=2.0, rope_high_freq_factor=5.0)
+    c = lab.LlamaConfig(**TINY | {"dim": 256}, **numbers, rope_old_context_len=1000)
+    cos, sin = rope.precompute_freqs_cis(c, 300, np.float64)
+    want = truth.angles(c, 300)
+    assert np.allclose(cos, np.cos(want)) and np.allclose(sin, np.sin(want))
+    for name in (*numbers, "rope_old_context_len"):
+        metas = dataclasses.replace(c, **{name: getattr(lab.LlamaConfig(**TINY), name)})
+        assert not np.allclose(rope.precompute_freqs_cis(metas, 300, np.float64)[1], sin), name
