@@ -13,6 +13,7 @@ from .checkpoints import (
     load_model,
     save_hugging_face,
     save_official,
+    verify,
 )
 from .entropy import Trace, entropy_varentropy, trace_text
 from .evaluation import calibration, tasks

@@ -1,6 +1,8 @@
 """Files to a Model: the only room that knows file formats and downloads."""
 
 from .find import find_checkpoint
-from .load import Model, load_and_convert_weights, load_config, load_model
-from .meta import open_shards, read_tensors, shard_dim, tensor_shapes, verify_checksums
+from .load import Model, load_and_convert_weights, load_config, load_model, read_tensors
+from .meta import open_shards, shard_dim, tensor_shapes
+from .sums import verify_checksums
+from .verify import Verification, verify
 from .write import save_hugging_face, save_official, write_checkpoint, write_random_checkpoint

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from pathlib import Path
 
 from ..llama.config import CheckpointError
@@ -112,7 +113,9 @@ def _why_not(model) -> str:
 
 def _cached(repo, revision) -> Path | None:
     """The snapshot folder of a repository in Hugging Face's cache, without a look at the network."""
-    from huggingface_hub import try_to_load_from_cache
+    with warnings.catch_warnings():  # of a notebook without widgets, for its progress bars
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from huggingface_hub import try_to_load_from_cache
 
     if re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         for file in ("config.json", "original/params.json"):

@@ -1,16 +1,14 @@
-"""Meta's own format: params.json, consolidated.*.pth and checklist.chk of a folder, verified, as named host arrays."""
+"""Meta's own format: params.json and consolidated.*.pth of a folder, verified, as named host arrays."""
 
-import functools
-import hashlib
+import itertools
 import json
-import os
-import re
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from ..llama.config import CheckpointError, LlamaConfig
+from .sums import check_order, known_sums
 
 
 def read_config(folder) -> LlamaConfig:
@@ -26,49 +24,6 @@ def read_config(folder) -> LlamaConfig:
         return LlamaConfig.from_params(params)
     except CheckpointError as e:
         raise CheckpointError(f"{file.parent / str(e)}") from e
-
-
-def verify_checksums(folder) -> list[str]:
-    """Compare the files of a folder with the md5 lines of its checklist.chk; the names that were checked.
-
-    Returns [] where there is no checklist. Raises CheckpointError that names the damaged or missing file: Meta's
-    downloader appends to what an interrupted run left, so a file can be too long and "successfully downloaded".
-    """
-    checklist = Path(folder) / "checklist.chk"
-    if not checklist.is_file():
-        return []
-    checked = []
-    for line in checklist.read_text().split("\n"):
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"([0-9a-f]{32})\s+\*?(\S+)", line.strip())
-        if match is None:
-            raise CheckpointError(f"{checklist}: expected lines of an md5 and a name, found {line!r}")
-        file = checklist.parent / match[2]
-        if not file.is_file():
-            raise CheckpointError(
-                f"{file}: named in checklist.chk, found nothing. Download it again, or copy the whole folder."
-            )
-        found = md5(file)
-        if found != match[1]:
-            raise CheckpointError(
-                f"{file}: expected md5 {match[1]}, found {found} ({file.stat().st_size:,} bytes). The file is damaged: "
-                "delete it and download it again."
-            )
-        checked.append(file.name)
-    return checked
-
-
-def md5(file) -> str:
-    """The md5 sum of a file, computed once a process for a file that does not change."""
-    stat = os.stat(file)
-    return _md5(str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino)
-
-
-@functools.lru_cache
-def _md5(file, *changes) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "md5").hexdigest()
 
 
 def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -110,6 +65,8 @@ def open_shards(folder, config: LlamaConfig) -> list[dict]:
     if [f.name for f in files] != expected:
         raise CheckpointError(f"{folder}: expected {expected}, found {[f.name for f in files]}. Download the rest.")
     shards = [_open_shard(file) for file in files]
+    if config.n_layers > len(shards[0]):  # before a damaged number makes a list of a billion names
+        raise CheckpointError(f"{files[0]}: params.json says {config.n_layers} layers, found {len(shards[0])} tensors")
     for file, shard in zip(files, shards, strict=True):
         shard.pop("rope.freqs", None)  # older official files carry the RoPE table; it follows from params.json
         problems = []
@@ -129,6 +86,8 @@ def open_shards(folder, config: LlamaConfig) -> list[dict]:
                 f"{file}: {'; '.join(problems[:8])}{more}. Do params.json and the .pth files belong to the same model?"
             )
     _check_shards_differ(files, shards)
+    if all(known_sums(folder)[file][0] == "crc32" for file in files):
+        check_order(files)
     return shards
 
 
@@ -158,42 +117,52 @@ def _shard_shape(name, shape, n):
 
 def _check_shards_differ(files, shards):
     """A shard copied over another has all the right names and shapes; one whose norms differ is another model's."""
+    wq = "layers.0.attention.wq.weight"
+    for (first, x), (second, y) in itertools.combinations(zip(files, shards, strict=True), 2):
+        if x[wq].equal(y[wq]):
+            raise CheckpointError(f"{second}: holds the same tensors as {first.name}. Download both again.")
     for file, shard in zip(files[1:], shards[1:], strict=True):
-        if shard["layers.0.attention.wq.weight"].equal(shards[0]["layers.0.attention.wq.weight"]):
-            raise CheckpointError(f"{file}: holds the same tensors as {files[0].name}. Download both again.")
         for name in shard:
             if shard_dim(name) is None and not shard[name].equal(shards[0][name]):
                 raise CheckpointError(f"{file}: {name} differs from {files[0].name}; expected one model's shards")
 
 
-def read_tensors(folder, config: LlamaConfig):
+def _raise(error):
+    raise error
+
+
+def read_tensors(folder, config: LlamaConfig, report=_raise):
     """Yield (name, host array) for every tensor of a folder, shards merged, the two largest first.
 
     The arrays are views of the mapped file wherever one shard holds the whole tensor, in the dtype of the file
-    (bfloat16 as ml_dtypes.bfloat16): copy what you keep. Raises CheckpointError, also for NaN or infinite weights.
+    (bfloat16 as ml_dtypes.bfloat16): copy what you keep. Raises CheckpointError; the one for NaN or infinite
+    weights is handed to report, which may go on.
     """
     shards = open_shards(folder, config)
     for name in tensor_shapes(config):
         parts = []
         for i, shard in enumerate(shards[:1] if shard_dim(name) is None else shards):
             tensor = shard[name]
-            _check_finite(Path(folder) / f"consolidated.{i:02d}.pth", name, tensor)
+            _check_finite(Path(folder) / f"consolidated.{i:02d}.pth", name, tensor, report)
             parts.append(_as_numpy(tensor))
         yield name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=shard_dim(name))
 
 
-def _check_finite(file, name, tensor):
-    import torch
-
-    # a sum reads the tensor once and allocates nothing; only where it is not finite are the elements counted
-    if tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).isfinite():
-        return
-    bad = int((~tensor.isfinite()).sum())
-    if bad:
-        raise CheckpointError(
-            f"{file}: {name}: expected finite weights, found {bad} of {tensor.numel()} NaN or infinite. The file was "
-            "damaged or saved from a run that diverged: get it again."
-        )
+def _check_finite(file, name, tensor, report):
+    # What is not finite has the largest bit patterns of its sign: the greatest of them as signed and as unsigned whole
+    # numbers are found at the speed of memory, without an array of their size.
+    array = _as_numpy(tensor)
+    for kind, infinite in (("i", np.inf), ("u", -np.inf)):
+        bits = f"{kind}{array.itemsize}"
+        if array.view(bits).max() >= np.array(infinite, array.dtype).view(bits):
+            bad = int((~np.isfinite(array)).sum())
+            report(
+                CheckpointError(
+                    f"{file}: {name}: expected finite weights, found {bad} of {array.size} NaN or infinite. The file "
+                    "was damaged or saved from a run that diverged: get it again."
+                )
+            )
+            return
 
 
 def _as_numpy(tensor) -> np.ndarray:

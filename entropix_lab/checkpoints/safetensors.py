@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
-from .meta import _as_numpy, _check_finite, tensor_shapes
+from .meta import _as_numpy, _check_finite, _raise, tensor_shapes
 
 # Meta's name of a part -> Hugging Face's.
 NAMES = {
@@ -257,12 +257,12 @@ def _open_files(folder) -> dict:
     return opened
 
 
-def read_tensors(folder, config: LlamaConfig):
+def read_tensors(folder, config: LlamaConfig, report=_raise):
     """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder, as meta.read_tensors does.
 
     The arrays are views of the mapped files in their dtype, but for wq and wk, which are copies: copy what you keep.
-    Raises CheckpointError, also for NaN or infinite weights.
+    Raises CheckpointError; the one for NaN or infinite weights is handed to report, which may go on.
     """
     for name, file, tensor in open_tensors(folder, config):
-        _check_finite(file, hugging_face_name(name), tensor)
+        _check_finite(file, hugging_face_name(name), tensor, report)
         yield name, _as_numpy(tensor)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..llama.config import LlamaConfig
+from ..llama.config import CheckpointError, LlamaConfig
 from ..llama.weights import by_name
-from .meta import md5, shard_dim, tensor_shapes
+from .meta import shard_dim, tensor_shapes
 from .safetensors import config_json, hugging_face_name, to_halves
+from .sums import digest
 
 # Everything that Llama 3.2 has, at a size that is computed at once: grouped heads, scaled RoPE.
 TINY = dict(
@@ -52,7 +53,7 @@ def write_checkpoint(
         if tokenizer_model is not None:
             (partial / "tokenizer.model").write_bytes(tokenizer_model)
         files = sorted(p for p in partial.iterdir())
-        (partial / "checklist.chk").write_text("".join(f"{md5(f)}  {f.name}\n" for f in files))
+        (partial / "checklist.chk").write_text("".join(f"{digest(f)}  {f.name}\n" for f in files))
     return Path(folder)
 
 
@@ -124,8 +125,14 @@ def _new_folder(folder):
     try:
         yield partial
         partial.rename(folder)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(partial, ignore_errors=True)
+        # full disks: torch's error is the second, and safetensors has its own
+        if isinstance(e, OSError | RuntimeError) or type(e).__name__ == "SafetensorError":
+            free = shutil.disk_usage(folder.parent).free
+            raise CheckpointError(
+                f"{folder} could not be written, nothing is left of it: {e} ({free:,} bytes free)"
+            ) from e
         raise
 
 

@@ -58,8 +58,10 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
                 raise CheckpointError(f"params.json: {name} must be a positive whole number, found {value!r:.80}")
-        for name in ("norm_eps", "rope_theta", *ROPE_SCALING):
+        for name in ("norm_eps", "rope_theta", *ROPE_SCALING, "ffn_dim_multiplier"):
             value = getattr(self, name)
+            if name == "ffn_dim_multiplier" and value is None:
+                continue
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
                 raise CheckpointError(f"params.json: {name} must be a positive number, found {value!r:.80}")
         if not isinstance(self.use_scaled_rope, bool):
@@ -74,6 +76,8 @@ class LlamaConfig:
                 "params.json: rope_low_freq_factor must be below rope_high_freq_factor, found "
                 f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}"
             )
+        if self.ffn_dim_multiplier is not None and self.ffn_dim_multiplier > 1000:
+            raise CheckpointError(f"params.json: ffn_dim_multiplier must be about 1, found {self.ffn_dim_multiplier!r}")
         if self.head_dim % 2:
             raise CheckpointError(f"params.json: dim / n_heads must be even for RoPE, found {self.head_dim}")
 

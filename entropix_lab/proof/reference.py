@@ -10,7 +10,8 @@ import numpy as np
 
 from ..checkpoints import safetensors
 from ..checkpoints.find import find_checkpoint, reader_of
-from ..checkpoints.meta import open_shards, shard_dim, tensor_shapes, verify_checksums
+from ..checkpoints.meta import open_shards, shard_dim, tensor_shapes
+from ..checkpoints.sums import verify_checksums
 from ..llama.config import dtype_name
 
 
