@@ -19,7 +19,7 @@ QUADRANTS = ("LELV", "HELV", "LEHV", "HEHV")
 
 
 class State(NamedTuple):
-    """Running means, a row [B] to each sequence. "naked" is of the model, "scaffold" of the mixture with the Dirichlet."""
+    """Running means, a row [B] to each sequence: "naked" of the model, "scaffold" of its mixture with the Dirichlet."""
 
     emwa_dir: jax.Array  # [B,S] the Dirichlet's concentrations, over the support
     emwa_logp_on_supp: jax.Array  # [B,S]
@@ -67,7 +67,7 @@ class Config:
 
 
 class Report(NamedTuple):
-    """What a step found, [B] each, under the names of State; policy: index into POLICIES."""
+    """What a step found, [B] each; policy: index into POLICIES."""
 
     naked_ent: jax.Array
     naked_varent: jax.Array
@@ -189,8 +189,7 @@ def initial_state(logits, batch, config=Config(), dtype=jnp.bfloat16) -> State: 
     """The State of ``batch`` equal rows after a prompt's logits [1,T,V]."""
     log_p = normalise(logits, config.noise_floor)
     H, V = (x.mean(-1) for x in moments(log_p))
-    top, ids = jax.lax.top_k(log_p, config.outlier_topk)
-    few = jnp.take_along_axis(log_p, ids, -1)
+    top = jax.lax.top_k(log_p, config.outlier_topk)[0]
     on_support = normalise(logits, config.noise_floor)
     mean = jnp.mean(on_support, 1)
     alpha = fit(mean)[0]
@@ -198,7 +197,7 @@ def initial_state(logits, batch, config=Config(), dtype=jnp.bfloat16) -> State: 
     rows = lambda x: x.repeat(batch, 0)
     return State(
         rows(alpha), rows(mean), jnp.ones(batch, dtype), rows(H), rows(H), zero, rows(V), rows(H),
-        rows(-few.mean((1, 2))), zero, rows(few.var((1, 2))), rows(log_likelihood(on_support, alpha[:, None]).mean(-1)),
+        rows(-top.mean((1, 2))), zero, rows(top.var((1, 2))), rows(log_likelihood(on_support, alpha[:, None]).mean(-1)),
         rows(moments(normalise(top, config.noise_floor))[0].mean(-1)),
     )  # fmt: skip
 
@@ -210,9 +209,9 @@ def step(key, state, logits, config=Config(), wild=True):  # noqa: B008 (frozen)
     x = normalise(logits, c.noise_floor)
     H, V = moments(x)
     names = "token_cross_{}_scaffold token_cross_{}_naked emwa_{}_scaffold emwa_{}_naked".split()
-    of = lambda token, mean: jnp.array(
-        [getattr(state, n.format(token if n.startswith("token") else mean)) for n in names]
-    ).T
+    of = lambda token, mean: (
+        jnp.array([getattr(state, n.format(token if n.startswith("token") else mean)) for n in names]).T
+    )
     ent, std = of("ent", "ent"), jnp.sqrt(of("var", "varent"))
     outlier = (
         jnp.einsum("bi,ij,bj->b", ent, jnp.ones((4, 4)) * c.outlier_bilinear, std)
@@ -232,7 +231,6 @@ def step(key, state, logits, config=Config(), wild=True):  # noqa: B008 (frozen)
     inlier_temp = tune(few, state.emwa_topk_ent_naked)[0]
     inlier = jax.random.categorical(key, few / inlier_temp[:, None])
     among_few = lambda i: jnp.take_along_axis(ids, i[:, None], -1)[:, 0]
-
     # the sum of 1 / temperature runs over the rows of the batch
     target = jnp.dot(ent, jnp.array(c.target_ent))
     target = target + jnp.sum(jnp.ones(1) * c.target_inv_temp / state.emwa_temp, -1) + c.target_bias
@@ -275,3 +273,27 @@ def step(key, state, logits, config=Config(), wild=True):  # noqa: B008 (frozen)
         H, V, mix_ent, mix_var, naked, scaffold, outlier, few_ent, argmax_threshold, surprise, dirichlet_threshold,
         policy, inlier_temp, target, temp,
     )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames="config")
+def sample(state, logits, config=Config(), clarifying=2564, key=None):  # noqa: B008 (frozen)
+    """(tokens [B], State, quadrants [B]) on bfloat16 logits [B,V], by the entropy and varentropy of each row.
+
+    LELV and LEHV take the step's token, HELV the clarifying one, and all three give the old State back: the step's is
+    thrown away. HEHV forbids that token, steps again with the same key and the default Config, and keeps the result.
+    What fits none is LELV. key: None for the original's own, PRNGKey(1337)."""
+    key = jax.random.PRNGKey(1337) if key is None else key
+    _, token, found = step(key, state, logits, config)
+    H, V = found.naked_ent, found.naked_varent
+    fits = (H < 0.3) & (V < 1.2), (H > 2.5) & (V < 1.2), (H < 2.5) & (V > 2.5), (H > 1.2) & (V > 2.5)
+    quadrant = jnp.argmax(jnp.stack(fits), 0)
+
+    def again(row, z, first):
+        one = jax.tree.map(lambda a: a[None], row)
+        new, other, _ = step(key, one, z.at[first].set(-jnp.inf)[None], Config(log_of_a_log=config.log_of_a_log))
+        return jax.tree.map(lambda a: jnp.bfloat16(a[0]), new), other[0]
+
+    resampled, other = jax.vmap(again)(state, logits, token)
+    rows = lambda a: (quadrant == 3).reshape(-1, *[1] * (a.ndim - 1))
+    state = jax.tree.map(lambda new, old: jnp.where(rows(new), new, old), resampled, state)
+    return jnp.choose(quadrant, (token, clarifying, token, other), mode="clip"), state, quadrant

@@ -111,8 +111,8 @@ def positions_after_a_gap(config, T, start_pos, max_seq_len, dtype):
 class Deviation(NamedTuple):
     """One of them by itself. replace: functions of llama/model.py that it replaces; config: fields that it changes;
     tap: the first value that must differ from Meta's, "none" where there is none; needs: the dtype of the weights in
-    which it makes a difference, "" for any; mode: of ``lab.compare``, "cached" where the prompt alone shows nothing;
-    revisions: which have it."""
+    which it makes a difference, "" for any; mode: of ``lab.compare``, "cached" where the prompt alone shows nothing (of
+    "rope" it says that a value has another dtype, and compares nothing); revisions: which have it."""
 
     name: str
     what: str

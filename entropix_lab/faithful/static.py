@@ -4,7 +4,6 @@ Entropies in bits, as published. Both know one row alone, and both draw with one
 they are handed another.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,15 +40,20 @@ class Decision(NamedTuple):
     candidates: jax.Array | None = None
 
 
+@jax.jit  # as one program, as the original's: in bfloat16 that is another rounding
+def _of_logits(logits):
+    log_p = jax.nn.log_softmax(logits, -1)
+    p = jnp.exp(log_p)
+    H = -jnp.sum(p * log_p, -1) / LN2
+    return H, jnp.sum(p * (log_p / LN2 + H[..., None]) ** 2, -1)
+
+
 def measure(logits, scores) -> Metrics:
     """The metrics of logits [B,Q,V] and the scores [B,N,Q,S] of one layer before the softmax, in the logits' dtype.
 
     The original hands in the last layer's scores over the whole cache: empty slots count as scores of 0. "agreement"
     is a mean absolute difference, which is at most 2/S and grows as heads disagree."""
-    log_p = jax.nn.log_softmax(logits, -1)
-    p = jnp.exp(log_p)
-    H = -jnp.sum(p * log_p, -1) / LN2
-    V = jnp.sum(p * (log_p / LN2 + H[..., None]) ** 2, -1)
+    H, V = _of_logits(logits)
     attention = jax.nn.softmax(scores, -1)
     by_head = -jnp.sum(attention * jnp.log2(jnp.clip(attention, 1e-10, 1.0)), -1)
     apart = jnp.abs(attention - jnp.mean(attention, 1)[:, None])
@@ -235,9 +239,7 @@ class G9d41be6(_Static):
 
     def confidence(self, m):
         highest = self.high_entropy, self.high_attention_entropy, self.high_varentropy, self.high_attention_varentropy
-        return sum(
-            w * (1 - x / high) for w, x, high in zip(self.scores, (m.H, m.hA, m.V, m.vA), highest, strict=True)
-        )
+        return sum(w * (1 - x / high) for w, x, high in zip(self.scores, (m.H, m.hA, m.V, m.vA), highest, strict=True))
 
 
 PUBLISHED = {"cceeb84": Cceeb84(), "9d41be6": G9d41be6()}
