@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "timing": {"llama", "sampling", "generation"},
     "evaluation": {"llama", "sampling", "entropy", "generation", "timing"},
     "proof": {"llama", "checkpoints", "generation", "compiler", "verdict"},
+    "faithful": {"llama", "sampling", "entropy", "generation", "compiler"},
     "plots": {"sampling", "entropy", "evaluation", "proof", "colours"},
 }
 

@@ -23,7 +23,7 @@ From any other engine, here PyTorch (the plain samplers do not look at the metri
         tokens = torch.cat([tokens, torch.tensor(token.tolist())[:, None]], 1)
 """
 
-from .adaptive import BRANCHES, PUBLISHED, Adaptive, adaptive
+from .adaptive import BRANCHES, NUMBERS, Adaptive, adaptive
 from .dirichlet import POLICIES, Dirichlet, dirichlet
 from .plain import Greedy, Sample, bound, greedy, min_p, sample, temperature, top_k, top_p
 

@@ -15,10 +15,11 @@ BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adaptive:
-    """The threshold sampler of github.com/xjdr-alt/entropix as it was evidently meant, with the numbers of its revision
-    cceeb84 (2024-10-07); those of the last static one, 9d41be6 (2024-10-31), are in PUBLISHED.
+    """The threshold sampler of github.com/xjdr-alt/entropix as it was evidently meant, with numbers after its revision
+    cceeb84 (2024-10-07); those after the last static one, 9d41be6 (2024-10-31), are in NUMBERS. What these revisions
+    did themselves is in faithful/static.py.
 
-    Of five branches the first that fits is taken, row by row. Entropies are in bits, as published:
+    Of five branches the first that fits is taken, row by row. Entropies are in bits, as there:
         LELV      H < low, V < low                    the likeliest token
         HELV      H > high, V < low                   ask: the clarifying token; draw if it was the last one already
         LEHV      H < high, V > high                  explore: warmer, more candidates
@@ -182,7 +183,7 @@ class Adaptive:
         return token, token, {"branch": branch, **params}
 
 
-PUBLISHED = {
+NUMBERS = {
     "cceeb84": {},
     "9d41be6": dict(
         low_entropy=0.8,
@@ -212,10 +213,10 @@ PUBLISHED = {
 
 
 def adaptive(version: str = "cceeb84", **changes) -> Adaptive:
-    """The threshold sampler with a published version's numbers ("cceeb84" or "9d41be6") and what is changed of them."""
-    if version not in PUBLISHED:
-        raise ValueError(f"version {version!r} is unknown: there are {', '.join(PUBLISHED)}")
-    sampler = Adaptive(**PUBLISHED[version] | changes)
+    """The threshold sampler with the numbers after a revision ("cceeb84" or "9d41be6") and what is changed of them."""
+    if version not in NUMBERS:
+        raise ValueError(f"version {version!r} is unknown: there are {', '.join(NUMBERS)}")
+    sampler = Adaptive(**NUMBERS[version] | changes)
     if unknown := set(sampler.quadrants) - set(BRANCHES[:4]):
         raise ValueError(f"unknown quadrants {sorted(unknown)}: they are {', '.join(BRANCHES[:4])}")
     return sampler
