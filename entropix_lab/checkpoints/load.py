@@ -55,15 +55,19 @@ class Model:
         """The weights as generation uses them (see decode_weights below), made once."""
         return decode_weights(self.weights)
 
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValueError that says why there is none."""
+        if self.tokenizer is None:
+            raise ValueError(why_no_tokenizer(self.path))
+        return self.tokenizer
+
     def encode(self, text_or_tokens) -> np.ndarray:
         """Text, token ids [T], or [B,T] (lists, or arrays of NumPy, JAX or PyTorch) -> [B,T] int32.
 
         Raises ValueError for an empty prompt, a token outside the vocabulary, and whatever is neither text nor ids.
         """
         if isinstance(text_or_tokens, str):
-            if self.tokenizer is None:
-                raise ValueError(why_no_tokenizer(self.path))
-            text_or_tokens = self.tokenizer.encode(text_or_tokens)
+            text_or_tokens = self.require_tokenizer().encode(text_or_tokens)
         tokens = to_numpy(text_or_tokens)
         if tokens.size == 0:
             raise ValueError("the prompt is empty: expected at least one token")

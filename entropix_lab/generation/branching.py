@@ -94,8 +94,7 @@ def branch(
     the number of forks. The same seed gives the same rows; all randomness of a row comes from the seed, its place
     among the prompts, and how many forks it has passed. Raises ValueError as generate does, and for a model without a
     tokenizer."""
-    if model.tokenizer is None:
-        raise ValueError(f"{model.path} has no tokenizer.model, and a fork is a choice between texts")
+    model.require_tokenizer()  # a fork is a choice between texts
     tokens = prompt_rows(model, prompts)
     check(tokens, max_new_tokens, 2**31)
     (seed,) = row_seeds(seed, 1)

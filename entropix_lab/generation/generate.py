@@ -128,9 +128,7 @@ def chat(model, messages, **options) -> Generation:
 
     Raises ValueError for what is no conversation (see Tokenizer.encode_dialog_prompt), and without a tokenizer.
     """
-    if model.tokenizer is None:
-        raise ValueError(f"{model.path} has no tokenizer.model: copy that file there, or give token ids to generate")
-    return generate(model, model.tokenizer.encode_dialog_prompt(messages), **options)[0]
+    return generate(model, model.require_tokenizer().encode_dialog_prompt(messages), **options)[0]
 
 
 class _Writer:
