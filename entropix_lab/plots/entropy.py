@@ -128,12 +128,13 @@ def token_heat(gen, value: str = "entropy", columns: int = 100):
                 column, row = 0, row + 1
             boxes.append((column, row, text, v))
             column, row = (0, row + 1) if text.endswith("⏎") else (column + len(text), row)
-    fig, ax = figure(figsize=(12, 0.9 + 0.3 * (row + 1)))
+    width = max(x + len(text) for x, _, text, _ in boxes)
+    fig, ax = figure(figsize=(1.6 + 0.092 * width, 0.9 + 0.3 * (row + 1)))
     scale = plt.Normalize(0, max(np.nanpercentile(values, 98), 1e-6) * 1.35)  # black text needs the lighter part
     for x, y, text, v in boxes:
         ax.add_patch(Rectangle((x, y - 0.45), len(text), 0.9, color=plt.get_cmap(GROUND)(scale(v)), lw=0))
-        ax.text(x, y, text, family="DejaVu Sans Mono", fontsize=10, va="center", parse_math=False)
-    ax.set(xlim=(0, columns), ylim=(row + 0.6, -0.6))
+        ax.text(x, y, text, family="DejaVu Sans Mono", fontsize=9.5, va="center", parse_math=False)
+    ax.set(xlim=(0, width), ylim=(row + 0.6, -0.6))
     ax.set_axis_off()
     image = plt.cm.ScalarMappable(plt.Normalize(0, scale.vmax), GROUND)
     fig.colorbar(image, ax=ax, label=f"{value}, nats", shrink=0.95, pad=0.01)
@@ -147,11 +148,12 @@ def lens_entropy(gen):
     if trace.lens_entropy is None:
         raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
     fig, ax = figure(figsize=(12, 4.6))
-    image = ax.imshow(trace.lens_entropy.T, aspect="auto", origin="lower", cmap="cividis", vmin=0)
+    largest = float(np.nanmax(trace.lens_entropy[1:] if len(trace) > 1 else trace.lens_entropy))  # the sink's apart
+    image = ax.imshow(trace.lens_entropy.T, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=largest)
     ax.grid(False)
     _token_axis(ax, trace)
     ax.set(ylabel="after layer", title="What each layer would predict (the label is the token that came)")
-    fig.colorbar(image, ax=ax, label="entropy, nats", shrink=0.9, pad=0.01)
+    fig.colorbar(image, ax=ax, label="entropy, nats", shrink=0.9, pad=0.01, extend="max")
     return ax
 
 
@@ -169,24 +171,31 @@ def attention_entropy(gen):
     for ax, (title, values, label) in zip(axes, panels, strict=True):
         image = ax.imshow(np.nanmean(values, 0), aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
         ax.grid(False)
-        ax.set(xlabel="head", title=title)
-        fig.colorbar(image, ax=ax, label=label, shrink=0.9)
+        ax.set(xlabel="head", title=f"{title}: {label}")
     axes[0].set_ylabel("layer")
+    fig.colorbar(image, ax=axes, label="share, from 0 to 1", shrink=0.9, pad=0.01)
     return axes
 
 
 @styled
 def attention_positions(live, measured: dict, relative: dict):
-    """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T]."""
+    """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
+    each value the mean of 15 neighbours."""
     fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
     for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
-            ax.plot(live, values, style, color=colour, lw=1.6, label=name)
-        top = 1.3 * max(np.nanmax(values) for values in curves.values())  # room for the legend
+            ax.plot(live, _running_mean(values), style, color=colour, lw=1.8, label=name)
+        top = 1.3 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend
         ax.set(xlabel="live slots", ylabel=f"attention entropy, {unit}", ylim=(0, top))
         ax.legend(fontsize=8.5, ncols=2, loc="upper center")
     return axes
+
+
+def _running_mean(values, width=15):
+    """The mean over up to width neighbours of each of values [T], NaN left out."""
+    values = np.pad(np.asarray(values, float), width // 2, constant_values=np.nan)
+    return np.nanmean(np.lib.stride_tricks.sliding_window_view(values, width), -1)
 
 
 @styled
