@@ -51,7 +51,9 @@ class Original(NamedTuple):
 
     def weights(self, model):
         w, theirs = model.weights, self.modules["weights"]
-        layers = [theirs.LayerWeights(**{f: getattr(x, f) for f in theirs.LayerWeights._fields}) for x in w.layer_weights]
+        layers = [
+            theirs.LayerWeights(**{f: getattr(x, f) for f in theirs.LayerWeights._fields}) for x in w.layer_weights
+        ]
         return theirs.XfmrWeights(w.tok_embeddings, w.norm, w.output, layers)
 
     def measure(self, logits, scores) -> static.Metrics:
