@@ -1,8 +1,8 @@
 """The original's own model and sampler functions, imported from a clone of github.com/xjdr-alt/entropix.
 
-Two things that a current JAX no longer has are stood in for, in the clone's modules alone: ``jnp.clip(a_min=, a_max=)``,
-and the package chex, of which cceeb84 uses ``chex.dataclass``. Its rotation table is in its main program: here it is
-``forward.table_in_jax``.
+Two things that a current JAX does not have are stood in for, in the clone's modules alone: ``jnp.clip(a_min=,
+a_max=)``, and the package chex, of which cceeb84 uses ``chex.dataclass``. Its rotation table lies in its main program:
+here it is ``forward.table_in_jax``.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from . import forward, static
 
 REVISIONS = ("cceeb84", "9d41be6")
-STANDS_IN = ("jnp.clip(a_min=, a_max=), removed from JAX", "chex.dataclass, by dataclasses.dataclass")
 
 
 class Original(NamedTuple):
