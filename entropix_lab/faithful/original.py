@@ -38,9 +38,8 @@ class Original(NamedTuple):
         cache = self.modules["kvcache"].KVCache.new(c.n_layers, B, slots, c.n_kv_heads, c.head_dim)
         mask = jnp.triu(jnp.full((n_prompt, n_prompt), -jnp.inf), 1)
         with jax.default_matmul_precision("highest"):
-            run = lambda ids, at, cache, mask=None: self.modules["model"].xfmr(
-                self.weights(model), params, ids, at, table[at : at + ids.shape[1]], cache, mask
-            )[:3]
+            xfmr, w = self.modules["model"].xfmr, self.weights(model)
+            run = lambda ids, at, *more: xfmr(w, params, ids, at, table[at : at + ids.shape[1]], *more)[:3]
             prompt, cache, _ = run(jnp.asarray(tokens[:, :n_prompt]), 0, cache, mask)
             later = []
             for i in range(n_prompt, T):
@@ -75,22 +74,22 @@ def load(repo) -> Original:
 
     Raises ValueError for a folder that is no such clone."""
     repo = Path(repo).expanduser()
-    wanted = f"a git clone of entropix checked out at {' or '.join(REVISIONS)}"
     git = ["git", "-C", str(repo), "rev-parse", "HEAD"]
     head = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     revision = next((r for r in REVISIONS if head.startswith(r)), None)
     if revision is None or not (repo / "entropix" / "model.py").exists():
+        wanted = f"a git clone of entropix at {' or '.join(REVISIONS)}"
         raise ValueError(f"{repo}: expected {wanted}, found {head[:7] or 'no git clone'}; git checkout {REVISIONS[1]}")
     ours = lambda name: name.split(".")[0] in ("entropix", "chex")
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    sys.path.insert(0, str(repo.resolve()))
+    sys.path.insert(0, path := str(repo.resolve()))
     try:
         sys.modules["chex"] = types.SimpleNamespace(dataclass=dataclasses.dataclass)
         names = ("model", "sampler", "kvcache", "config", "weights")
         modules = {name: importlib.import_module(f"entropix.{name}") for name in names}
     finally:
-        sys.path.remove(str(repo.resolve()))
+        sys.path.remove(path)
         sys.dont_write_bytecode = writes
         for name in filter(ours, list(sys.modules)):
             del sys.modules[name]
