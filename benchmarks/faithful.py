@@ -3,9 +3,6 @@
 24 tokens of a text as a prompt, the other 21 one by one, each given; beside the same forward without the deviation.
 """
 
-import jax
-import jax.numpy as jnp
-
 import entropix_lab as lab
 from entropix_lab.faithful import forward
 
@@ -14,14 +11,6 @@ TEXT = (
     "more than the water does, because it gives up its heat of vaporisation when it condenses on the skin."
 )
 WITHOUT = {"write_rows": forward.cast_to_the_cache}  # whose keys may lie in a wider dtype than the values
-
-
-def effect(right, found):
-    """The largest difference of logits [B,T,V], the mean KL(right || found) in nats, and changes of the likeliest."""
-    p, q = jax.nn.log_softmax(right), jax.nn.log_softmax(found)
-    kl = jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1))
-    flips = int(jnp.sum(right.argmax(-1) != found.argmax(-1)))
-    return f"{float(jnp.abs(right - found).max()):9.2g} {float(kl):9.2g} {flips:3} of {right.shape[1]}"
 
 
 if __name__ == "__main__":
@@ -34,9 +23,9 @@ if __name__ == "__main__":
         print(f"{dtype:28} max abs   mean KL  changed")
         for d in forward.DEVIATIONS:
             if d.needs in ("", dtype):
-                print(f"{d.name:26} {effect(right, after(d.of(model), WITHOUT | d.replace))}")
+                print(f"{d.name:26} {forward.effect(right, after(d.of(model), WITHOUT | d.replace))}")
         original = forward.changed(model, config=forward.original_config(model.config))
         for revision in ("cceeb84", "9d41be6"):
             for gap in (0, 1):
                 found = after(original, forward.REVISIONS[revision], gap)
-                print(f"{f'{revision}, gap of {gap}':26} {effect(right, found)}")
+                print(f"{f'{revision}, gap of {gap}':26} {forward.effect(right, found)}")

@@ -236,3 +236,23 @@ def teacher_forced(model, tokens, n_prompt, functions, gap=0, max_seq_len=None):
         logits, cache, scores = xfmr(model.weights, model.config, tokens[:, i : i + 1], i + gap, cache, functions)
         later.append(logits[:, 0])
     return prompt, jnp.stack(later, 1), scores
+
+
+class Effect(NamedTuple):
+    """The largest difference of two logits [B,T,V], the mean KL(right || found) in nats, and at how many of all
+    positions the likeliest token is another."""
+
+    max_abs: float
+    kl: float
+    flips: int
+    positions: int
+
+    def __str__(self):
+        return f"{self.max_abs:9.2g} {self.kl:9.2g} {self.flips:3} of {self.positions}"
+
+
+def effect(right, found) -> Effect:
+    p, q = jax.nn.log_softmax(right), jax.nn.log_softmax(found)
+    kl = jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1))
+    changed = right.argmax(-1) != found.argmax(-1)
+    return Effect(float(jnp.abs(right - found).max()), float(kl), int(changed.sum()), changed.size)
