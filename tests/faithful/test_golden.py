@@ -198,7 +198,11 @@ def helpers():
     yield "halley", step, g["halley_delta"], (1e-5, 1e-4)
     for i, target in enumerate(g["tt_targets"]):
         T, converged = dirichlet.tune(jnp.asarray(g["tt_logits"]), jnp.full(5, target), jnp.float32)
-        yield f"temperature for {target}", T, g["tt_T_f32"][i], FLOAT32
+        # one rounding of the entropy moves T by this much, which near ln 64 is more than T's own rounding
+        slope = dirichlet.entropy_and_slopes(jnp.asarray(g["tt_logits"]), jnp.asarray(g["tt_T_f32"][i]))[1]
+        for row, one in enumerate(np.spacing(np.float32(target)) / np.abs(slope)):
+            want = g["tt_T_f32"][i][row]
+            yield f"temperature for {target} in row {row}", T[row], want, (FLOAT32[0] + float(one), FLOAT32[1])
         yield f"converged for {target}", converged, g["tt_converged"][i], EXACT
     slopes = dirichlet.entropy_and_slopes(jnp.asarray(g["tt_logits"]), jnp.asarray(g["egh_T"]))
     for name, got in zip(("ent", "grad", "hess"), slopes, strict=True):
