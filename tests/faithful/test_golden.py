@@ -1,20 +1,15 @@
 """Every figure that the original's own code produced, reproduced: tokens and branches exactly, the rest to a stated
 tolerance. See tests/golden/README.md for where the figures come from."""
 
-from pathlib import Path
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import entropix_lab as lab
 from entropix_lab.faithful import dirichlet, forward, static
-from entropix_lab.llama.weights import MODULE
+from entropix_lab.faithful.golden import CONFIG, random_model
+from entropix_lab.faithful.golden import figures as golden
 
-GOLDEN = Path(__file__).parent.parent / "golden"
-golden = lambda name: np.load(GOLDEN / f"{name}.npz")
 KEY = jax.random.PRNGKey
 
 EXACT = (0, 0)
@@ -25,20 +20,11 @@ BFLOAT16 = (4e-3, 4e-3)  # half a step between neighbours
 
 MODEL = golden("model")
 TOKENS, N = MODEL["tokens"], int(MODEL["n_prefill"])
-CONFIG = lab.LlamaConfig(
-    dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=128, multiple_of=192, norm_eps=1e-5, rope_theta=5e5,
-    use_scaled_rope=True,
-)  # fmt: skip
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
 def model(dtype, norm_eps=forward.EPS):
-    stored = {k.split(":")[1]: MODEL[k] for k in MODEL.files if k.startswith("w_bf16bits:")}
-    w = {name: jnp.asarray(bits.view(jnp.bfloat16)).astype(DTYPES[dtype]) for name, bits in stored.items()}
-    layer = lambda i: lab.LayerWeights(**{f: w[f"layers.{i}.{MODULE[f]}.weight"] for f in lab.LayerWeights._fields})
-    outer = (w[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
-    config = forward.changed(CONFIG, norm_eps=norm_eps)
-    return SimpleNamespace(weights=lab.XfmrWeights(*outer, (layer(0), layer(1))), config=config)
+    return forward.changed(random_model(DTYPES[dtype]), config=forward.changed(CONFIG, norm_eps=norm_eps))
 
 
 def logits(revision, dtype, gap):
