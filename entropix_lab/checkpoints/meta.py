@@ -11,15 +11,21 @@ from ..llama.config import CheckpointError, LlamaConfig
 from .sums import check_order, known_sums
 
 
+def read_json(file) -> dict:
+    """A JSON object. Raises CheckpointError that names the file."""
+    try:
+        found = json.loads(Path(file).read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a {type(found).__name__}")
+    except (OSError, ValueError, RecursionError) as e:
+        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
+    return found
+
+
 def read_config(folder) -> LlamaConfig:
     """The LlamaConfig of a checkpoint folder, from its params.json. Raises CheckpointError."""
     file = Path(folder) / "params.json"
-    try:
-        params = json.loads(file.read_text())
-        if not isinstance(params, dict):
-            raise ValueError(f"a {type(params).__name__}")
-    except ValueError as e:
-        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
+    params = read_json(file)
     try:
         return LlamaConfig.from_params(params)
     except CheckpointError as e:

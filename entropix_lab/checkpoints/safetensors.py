@@ -4,11 +4,10 @@ Hugging Face pairs the entries j and j + H/2 of a head for RoPE where Meta pairs
 are put back; every other tensor is the one in the file.
 """
 
-import json
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
-from .meta import _as_numpy, _check_finite, _raise, tensor_shapes
+from .meta import _as_numpy, _check_finite, _raise, read_json, tensor_shapes
 
 # Meta's name of a part -> Hugging Face's.
 NAMES = {
@@ -73,17 +72,6 @@ def to_halves(w, head_dim):
 def rows_to_pairs(w, head_dim):
     """The way back: the rows of q_proj or k_proj in Meta's order, a copy."""
     return w.reshape(-1, 2, head_dim // 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
-
-
-def read_json(file) -> dict:
-    """A JSON object. Raises CheckpointError that names the file."""
-    try:
-        found = json.loads(Path(file).read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
-    return found
 
 
 def read_config(folder) -> LlamaConfig:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from ..llama.config import CheckpointError
-from .safetensors import read_json
+from .meta import read_json
 from .tokenizer_json import LLAMA3_PATTERN, SMOLLM2_PATTERN, Found, Unlike, read_tokenizer_json
 
 LLAMA3_SPECIAL = [

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .safetensors import read_json
+from .meta import read_json
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
