@@ -10,12 +10,10 @@ import jax
 import numpy as np
 
 from ..colours import COLOURS
-from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
-from ..llama.prompts import bucket
+from ..llama.model import head, no_tap, transformer
+from ..llama.prefill import PIECE, prefill
 from ..sampling import NAMES
 from .metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
-
-CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,25 +171,26 @@ def trace_text(model, text_or_tokens, lens: bool = False) -> Trace:
     """What the model thinks of a given text (teacher-forced): a Trace of every token but the first.
 
     text_or_tokens: text, or token ids [T], T > 1. lens=True adds the logit lens, which costs as many heads as the model
-    has layers. Runs through a KV cache in chunks of 256 tokens, so that a long text at a large vocabulary needs the
-    logits of one chunk only. Raises ValueError for a text of fewer than two tokens, or of several rows.
+    has layers. Runs through a KV cache in pieces (see prefill), so that a long text at a large vocabulary needs the
+    logits of one piece only. Raises ValueError for a text of fewer than two tokens, or of several rows.
     """
     tokens = model.encode(text_or_tokens)
     if len(tokens) != 1 or tokens.shape[1] < 2:
         raise ValueError(f"expected one text of at least two tokens, found tokens of shape {tokens.shape}")
     T = tokens.shape[1] - 1
-    slots = bucket(T, 16)
-    size = min(slots, CHUNK)
-    padded = np.zeros((1, slots + 1), np.int32)
-    padded[:, : T + 1] = tokens
-    cache = KVCache.new(model.config, 1, slots, model.dtype)
-    check_inputs(model.config, tokens[:, :T], 0, cache)
+    following = np.pad(tokens[0, 1:], (0, PIECE))
     parts = []
-    for start in range(0, T, size):
-        now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
-        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens)
-        parts.append({name: np.asarray(x[0]) for name, x in metrics.items()})
-    arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
+
+    def run(piece, start_pos, last, cache):
+        after = following[None, start_pos[0] :][:, : piece.shape[1]]
+        metrics, cache = _trace_chunk(model.weights, model.config, piece, after, start_pos, cache, lens)
+        # a last piece begins within the one before it
+        new = slice(sum(len(part["entropy"]) for part in parts) - start_pos[0], last[0] + 1)
+        parts.append({name: np.asarray(x[0, new]) for name, x in metrics.items()})
+        return None, cache
+
+    prefill(run, model.config, tokens[:, :T], model.dtype)
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 
 

@@ -1,4 +1,4 @@
-"""The one compiled step of generation: prefill and decode, and the sizes for which programs are compiled."""
+"""Three compiled programs: one reads a piece of the prompts, one chooses their first tokens, one decodes."""
 
 from functools import partial
 
@@ -8,36 +8,53 @@ import numpy as np
 
 from ..compiler import EXACT
 from ..entropy.metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
-from ..llama.model import KVCache, head, no_tap, transformer
+from ..llama.model import head, no_tap, transformer
+from ..llama.prefill import cache_slots, prefill, resized
 from ..llama.prompts import bucket
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
 ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2, "float64": 1e-7}  # of float64, logits are kept in float32
-SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
+
+
+@partial(jax.jit, static_argnames=("config", "watched"), donate_argnames="cache", compiler_options=EXACT)
+def read(weights, config, tokens, start_pos, last, cache, watched=False):
+    """Tokens [B,T] from start_pos [B] on: ((the stream [B,1,D] at the one at index last [B] of each row, what a
+    collector found there), cache). It knows nothing of samplers, so one program serves them all."""
+    found, tap = collector(last) if watched else ({}, no_tap)
+    x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
+    return (jnp.take_along_axis(x, last[:, None, None], axis=1), found), cache
+
+
+@partial(jax.jit, static_argnames=("config", "trace"), compiler_options=EXACT)
+def first(weights, config, sampler, read_out, of_row, state, seeds, trace=False):
+    """The first token of each row, from what `read` gave of its prompt, of_row [B]: (out, state), as `step`."""
+    x, found = jax.tree.map(lambda of_prompt: of_prompt[of_row], read_out)
+    return _choose(weights, config, sampler, x, found, state, seeds, 0, trace)
 
 
 @partial(jax.jit, static_argnames=("config", "trace"), donate_argnames="cache", compiler_options=EXACT)
-def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False, rows=None):
-    """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
+def step(weights, config, sampler, tokens, start_pos, cache, state, seeds, count, trace=False):
+    """Tokens [B,1] at start_pos [B], and the next one: (what the host wants to know of each row, cache, state)."""
+    found, tap = collector() if watched(sampler, trace) else ({}, no_tap)
+    x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
+    out, state = _choose(weights, config, sampler, x, found, state, seeds, count, trace)
+    return out, cache, state
 
-    Prefill and decode are this one function. Where rows share a prompt, tokens [U,T], start_pos and last [U] hold each
-    prompt once, and rows [B] says whose each row is. Returns (what the host wants to know of each row, cache, state).
-    """
-    needs = getattr(sampler, "needs", ())
-    found, tap = collector(last) if trace or needs else ({}, no_tap)
-    slots = cache if rows is None else jax.tree.map(lambda c: c[: len(tokens)], cache)
-    x, cache = transformer(weights, config, tokens, start_pos, slots, tap)
-    x = jnp.take_along_axis(x, last[:, None, None], axis=1)
-    if rows is not None:
-        x, cache, found = jax.tree.map(lambda of_prompt: of_prompt[rows], (x, cache, found))
+
+def watched(sampler, trace) -> bool:
+    """Whether somebody wants to know of the attention."""
+    return bool(trace or getattr(sampler, "needs", ()))
+
+
+def _choose(weights, config, sampler, x, found, state, seeds, count, trace):
     logits = head(weights, config, x, no_tap)[:, 0]
     logits = logits.astype(jnp.float32)
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
     entropy, varentropy = entropy_varentropy(logits)
     metrics, attention = {"entropy": entropy, "varentropy": varentropy}, attention_metrics(found)
-    needed = {name: attention[name][:, 0] for name in (attention if trace else needs)}
+    needed = {name: attention[name][:, 0] for name in (attention if trace else getattr(sampler, "needs", ()))}
     token, state, info = sampler(logits, metrics | needed, state, keys)
     best, _ = likeliest(logits, 2)
     out = {
@@ -51,54 +68,53 @@ def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds,
         metrics |= chosen_metrics(logits, token) | needed
         metrics |= {"lens_entropy": lens_entropy(weights, config, found)[:, 0]} if trace == "lens" else {}
         out |= {f"trace.{name}": x for name, x in metrics.items()}
-    return out, cache, state
+    return out, state
+
+
+def read_prompts(model, rows, watch=False):
+    """(What `read` gives at the last token of each row, the cache with the rows in it and room for one more token)."""
+
+    def run(*piece):
+        with jax.default_matmul_precision(model.matmul_precision):
+            return read(model.decode_weights, model.config, *piece, watch)
+
+    outs, cache = prefill(run, model.config, rows, model.dtype)
+    return outs[-1], resized(cache, cache_slots(max(map(len, rows)) + 1))
 
 
 def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=False):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
-    Prompts are padded to a power of two, and a full cache grows to the next of few sizes: few programs are compiled,
-    and early tokens do not pay for slots that nothing uses yet. What padding writes lies beyond a row's
-    length, where nothing reads it before it is overwritten. A prompt that several rows share is read once.
+    A full cache grows to the next of few sizes: few programs are compiled, and early tokens do not pay for slots that
+    nothing uses yet. A prompt that several rows share is read once.
     """
-    weights, config = model.decode_weights, model.config
-    B, T = len(rows), min(bucket(lengths.max(), SMALLEST_PROMPT), max_seq_len)
+    weights, config, B = model.decode_weights, model.config, len(rows)
     prompts = {}
-    shared = np.array([prompts.setdefault(tuple(row), len(prompts)) for row in rows], np.int32)
-    U = min(B, bucket(len(prompts), 1))
-    read, shared = (list(prompts), shared) if U < B else (rows, None)
-    tokens, last = np.zeros((U, T), np.int32), np.zeros(U, np.int32)
-    for i, row in enumerate(read):
-        tokens[i, : len(row)], last[i] = row, len(row) - 1
-    slots = lambda n: min(cache_slots(n), max_seq_len)
-    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
-    state, seeds = sampler.init(B), np.array(seeds, np.uint32)
+    of_row = np.array([prompts.setdefault(tuple(row), len(prompts)) for row in rows], np.int32)
+    shared = bucket(len(prompts), 1) < B
+    if shared:
+        rows = (list(prompts) + [rows[0]] * B)[: bucket(len(prompts), 1)]
+    of_row = of_row if shared else np.arange(B, dtype=np.int32)
+    prompt, cache = read_prompts(model, rows, watched(sampler, trace))
+    cache = taken(cache, of_row) if shared else cache
+    seeds = np.array(seeds, np.uint32)
     with jax.default_matmul_precision(model.matmul_precision):
-        out, cache, state = step(
-            weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
-        )
+        out, state = first(weights, config, sampler, prompt, of_row, sampler.init(B), seeds, trace)
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
         if count == max_new_tokens or position.min() >= max_seq_len:
             break
         if position.max() >= cache.max_seq_len:
-            cache = grow(cache, slots(position.max() + 1))
+            cache = resized(cache, cache_slots(position.max() + 1))
         with jax.default_matmul_precision(model.matmul_precision):
-            token, last = out["token"][:, None], np.zeros(B, np.int32)
-            ahead, cache, state = step(
-                weights, config, sampler, token, position, last, cache, state, seeds, count, trace
-            )
+            token = out["token"][:, None]
+            ahead, cache, state = step(weights, config, sampler, token, position, cache, state, seeds, count, trace)
         yield out
         out = ahead
     yield out
 
 
-def cache_slots(n) -> int:
-    """How many slots a cache for n tokens has: a power of two or three quarters of one, so that few are never read."""
-    power = bucket(n, SMALLEST_CACHE)
-    return power * 3 // 4 if SMALLEST_CACHE < power and n <= power * 3 // 4 else power
-
-
-def grow(cache, max_seq_len):
-    more = max(0, max_seq_len - cache.max_seq_len)
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))), cache)
+@jax.jit
+def taken(tree, rows):
+    """Copies of some rows of every array."""
+    return jax.tree.map(lambda x: x[rows], tree)

@@ -13,4 +13,4 @@ from .entropy import (
 )
 from .proof import fault_table, layer_diff, stream_norms
 from .sampling import accuracy_against_surprisal, branch_plane, differences, margins
-from .speed import cache_timing, tensor_sizes
+from .speed import batch_rates, cache_timing, roofline, tensor_sizes, token_parts

@@ -274,10 +274,10 @@ class TestTrace:
         np.testing.assert_allclose(trace.lens_entropy[:, -1], trace.entropy, atol=tolerance)
         assert (trace.tokens == tokens[0, 1:]).all() and (trace.live == np.arange(1, 21)).all()
 
-    def test_chunks_change_nothing(self, tiny32, monkeypatch):
+    def test_pieces_change_nothing(self, tiny32, monkeypatch):
         tokens = tokens_for(tiny32, 1, 50)
         want = lab.trace_text(tiny32, tokens)
-        monkeypatch.setattr("entropix_lab.entropy.trace.CHUNK", 8)
+        monkeypatch.setattr("entropix_lab.llama.prefill.PIECE", 8)
         for name, x in arrays_of(lab.trace_text(tiny32, tokens)).items():
             np.testing.assert_allclose(x, getattr(want, name), atol=1e-5, err_msg=name)
 
