@@ -187,7 +187,7 @@ def answer_scores(rows) -> dict:
     return found | {"length": np.array([len(row["entropy"]) for row in rows], float)}
 
 
-def answer_aurocs(rows, kinds, n=1000) -> dict:
+def answer_aurocs(rows, kinds, n=500) -> dict:
     """How well each of answer_scores says which answers fail: {name: {"pooled" | "within": (AUROC, 2.5 %, 97.5 %)}},
     tasks resampled; within: pairs of answers to the same kind of task."""
     wrong, groups = np.array([not row["passed"] for row in rows]), np.unique(kinds, return_inverse=True)[1]
