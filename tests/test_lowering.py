@@ -45,22 +45,22 @@ def weights(dtype):
 
 
 def programs(dtype):
-    """name -> (jitted function, its arguments, by name those that are static)."""
+    """(name, jitted function, its arguments) of each."""
     w, tokens, at = weights(dtype), array(B, T, dtype="int32"), array(B, dtype="int32")
     cache = jax.eval_shape(lambda: lab.KVCache.new(CONFIG, B, S, dtype))
     jit = lambda f: jax.jit(f, static_argnames="config")
-    yield "xfmr", jit(lab.xfmr), (w, CONFIG, tokens, 0, cache), {}
-    yield "xfmr_with_taps", jit(lab.xfmr_with_taps), (w, CONFIG, tokens, 0, cache), {}
-    yield "trace_text", _trace_chunk, (w, CONFIG, tokens, tokens, 0, cache, True), {}
+    yield "xfmr", jit(lab.xfmr), (w, CONFIG, tokens, 0, cache)
+    yield "xfmr_with_taps", jit(lab.xfmr_with_taps), (w, CONFIG, tokens, 0, cache)
+    yield "trace_text", _trace_chunk, (w, CONFIG, tokens, tokens, 0, cache, True, True)
     for name, sampler in SAMPLERS.items():
         state, seeds = jax.eval_shape(lambda s=sampler: s.init(B)), array(B, dtype="uint32")
-        for trace in (False, "lens"):
-            yield f"{name} {trace}", step, (w, CONFIG, sampler, tokens, at, at, cache, state, seeds, 0, trace), {}
+        for trace in (None, ("attention", "lens")):
+            yield f"{name} {trace}", step, (w, CONFIG, sampler, tokens, at, at, cache, state, seeds, 0, trace)
     ours, x, forced = Programs(), array(B, T, D, dtype=dtype), array(B, dtype="bool")
     keys = cache.k[0]
-    yield "layer", ours.layer, (w.layer_weights[0], CONFIG, x, at, keys, keys, {}, forced), {}
-    yield "head", ours.head, (w, CONFIG, x, {}, forced), {}
-    yield "whole", ours.whole, (w, CONFIG, tokens, at, cache), {}
+    yield "layer", ours.layer, (w.layer_weights[0], CONFIG, x, at, keys, keys, {}, forced)
+    yield "head", ours.head, (w, CONFIG, x, {}, forced)
+    yield "whole", ours.whole, (w, CONFIG, tokens, at, cache)
 
 
 def wrong(text):
@@ -78,8 +78,8 @@ def wrong(text):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_program_on_an_accelerator(dtype):
-    for name, function, args, static in programs(dtype):
-        text = function.trace(*args, **static).lower(lowering_platforms=("cuda", "tpu")).as_text()
+    for name, function, args in programs(dtype):
+        text = function.trace(*args).lower(lowering_platforms=("cuda", "tpu")).as_text()
         assert not (found := wrong(text)), f"{name}: {found[:3]}"
         assert "dot_general" in text
 
