@@ -11,6 +11,7 @@ from .generation.generate import generate
 from .generation.step import first, read, read_prompts, step
 from .llama.model import KVCache, attend, head, linear, no_tap, write_rows
 from .llama.prefill import PIECE, cache_slots
+from .llama.sharding import of_cache
 from .llama.weights import nbytes
 from .sampling.plain import greedy
 
@@ -31,14 +32,14 @@ def _noise(tree):
 
 def _of_a_step(model, position, batch, repeats):
     # zeros would share one page of memory
-    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), model.dtype))
+    where = of_cache(model.weights, batch)
+    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), model.dtype, where))
     tokens, seeds = np.ones((batch, 1), np.int32), np.zeros(batch, np.uint32)
     start_pos = np.full(batch, position, np.int32)
 
     def one():
         nonlocal cache
-        with jax.default_matmul_precision(model.matmul_precision):
-            out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
+        out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
         return out
 
     return median_seconds(one, repeats)
@@ -49,8 +50,7 @@ def _of_a_prompt(model, position, batch, repeats):
 
     def one():
         prompt, _ = read_prompts(model, rows)
-        with jax.default_matmul_precision(model.matmul_precision):
-            return first(model.decode_weights, model.config, greedy(), prompt, np.arange(batch), (), seeds)
+        return first(model.decode_weights, model.config, greedy(), prompt, np.arange(batch), (), seeds)
 
     return median_seconds(one, repeats)
 
@@ -72,9 +72,9 @@ def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
     def products(layers, x):
         for w in layers:  # every product reads the one before it, as in a step; clipped, or they overflow
             q, k, v = w.qkv(linear, x)
-            x = jnp.clip(linear(q, w.wo) + k.sum() + v.sum(), 1, 2)
+            x = jnp.clip(w.attention_out(linear, q) + k.sum() + v.sum(), 1, 2)
             gate, up = w.gate_up(linear, x)
-            x = jnp.clip(linear(gate + up, w.w2), 1, 2)
+            x = jnp.clip(w.down(linear, gate + up), 1, 2)
         return x
 
     @partial(jax.jit, donate_argnums=0)
@@ -93,12 +93,11 @@ def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
         return out
 
     of_head = jax.jit(lambda weights, x: head(weights, config, x, no_tap))
-    with jax.default_matmul_precision(model.matmul_precision):
-        seconds = {
-            "products": median_seconds(lambda: products(weights.layer_weights, x), repeats),
-            "head": median_seconds(lambda: of_head(weights, x), repeats),
-            "attention": median_seconds(attended, repeats),
-        }
+    seconds = {
+        "products": median_seconds(lambda: products(weights.layer_weights, x), repeats),
+        "head": median_seconds(lambda: of_head(weights, x), repeats),
+        "attention": median_seconds(attended, repeats),
+    }
     whole = _of_a_step(model, position, 1, repeats)
     return seconds | {"rest": max(0.0, whole - sum(seconds.values())), "step": whole}
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..llama.model import KVCache
 from ..llama.prefill import cache_slots, resized
 from ..llama.prompts import prompt_rows
+from ..llama.sharding import fetch
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
 from ..sampling.plain import bound, top_p
@@ -185,19 +186,11 @@ class Lanes:
         found = [([], []) for _ in room]
         going = room > 0
         for count in range(room.max()):
-            with jax.default_matmul_precision(self.model.matmul_precision):
-                out, self.cache, self.state = step(
-                    self.model.decode_weights,
-                    self.model.config,
-                    sampler,
-                    self.last[:, None],
-                    self.position,
-                    self.cache,
-                    self.state,
-                    seeds,
-                    count,
-                )
-            token, logprob = jax.device_get((out["token"], out["logprob"]))
+            weights, last = self.model.decode_weights, self.last[:, None]
+            out, self.cache, self.state = step(
+                weights, self.model.config, sampler, last, self.position, self.cache, self.state, seeds, count
+            )
+            token, logprob = fetch((out["token"], out["logprob"]))
             for i in np.flatnonzero(going):
                 found[i][0].append(int(token[i]))
                 found[i][1].append(float(logprob[i]))

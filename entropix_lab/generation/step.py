@@ -7,44 +7,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compiler import EXACT
-from ..entropy.metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
+from ..entropy.metrics import attention_metrics, collector, entropy_varentropy, trace_metrics
 from ..llama.model import head, no_tap, transformer
 from ..llama.prefill import cache_slots, prefill, resized
 from ..llama.prompts import bucket
+from ..llama.sharding import of_cache
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
 ROUNDING = {"float32": 1e-5, "bfloat16": 4e-2, "float64": 1e-7}  # of float64, logits are kept in float32
 
 
-@partial(jax.jit, static_argnames=("config", "watched"), donate_argnames="cache", compiler_options=EXACT)
-def read(weights, config, tokens, start_pos, last, cache, watched=False):
+@partial(jax.jit, static_argnames=("config", "watch"), donate_argnames="cache", compiler_options=EXACT)
+def read(weights, config, tokens, start_pos, last, cache, watch=None):
     """Tokens [B,T] from start_pos [B] on: ((the stream [B,1,D] at the one at index last [B] of each row, what a
-    collector found there), cache). It knows nothing of samplers, so one program serves them all."""
-    found, tap = collector(last) if watched else ({}, no_tap)
+    collector found there), cache). watch: as `watched` says. No sampler has a part in it: one program serves all."""
+    found, tap = ({}, no_tap) if watch is None else collector(last, *watch)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     return (jnp.take_along_axis(x, last[:, None, None], axis=1), found), cache
 
 
 @partial(jax.jit, static_argnames=("config", "trace"), compiler_options=EXACT)
-def first(weights, config, sampler, read_out, of_row, state, seeds, trace=False):
+def first(weights, config, sampler, read_out, of_row, state, seeds, trace=None):
     """The first token of each row, from what `read` gave of its prompt, of_row [B]: (out, state), as `step`."""
     x, found = jax.tree.map(lambda of_prompt: of_prompt[of_row], read_out)
     return _choose(weights, config, sampler, x, found, state, seeds, 0, trace)
 
 
 @partial(jax.jit, static_argnames=("config", "trace"), donate_argnames="cache", compiler_options=EXACT)
-def step(weights, config, sampler, tokens, start_pos, cache, state, seeds, count, trace=False):
-    """Tokens [B,1] at start_pos [B], and the next one: (what the host wants to know of each row, cache, state)."""
-    found, tap = collector() if watched(sampler, trace) else ({}, no_tap)
+def step(weights, config, sampler, tokens, start_pos, cache, state, seeds, count, trace=None):
+    """Tokens [B,1] at start_pos [B], and the next one: (what the host wants to know of each row, cache, state).
+
+    trace: None, or a tuple of what it has beside its metrics, "lens" and "attention"."""
+    watch = watched(sampler, trace)
+    found, tap = ({}, no_tap) if watch is None else collector(None, *watch)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     out, state = _choose(weights, config, sampler, x, found, state, seeds, count, trace)
     return out, cache, state
 
 
-def watched(sampler, trace) -> bool:
-    """Whether somebody wants to know of the attention."""
-    return bool(trace or getattr(sampler, "needs", ()))
+def watched(sampler, trace) -> tuple[bool] | None:
+    """None where nobody asks for what a collector finds, otherwise whether its largest sources are asked for."""
+    asked = trace is not None or getattr(sampler, "needs", ())
+    return ("attention" in (trace or ()),) if asked else None
 
 
 def _choose(weights, config, sampler, x, found, state, seeds, count, trace):
@@ -53,9 +58,9 @@ def _choose(weights, config, sampler, x, found, state, seeds, count, trace):
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
     entropy, varentropy = entropy_varentropy(logits)
-    metrics, attention = {"entropy": entropy, "varentropy": varentropy}, attention_metrics(found)
-    needed = {name: attention[name][:, 0] for name in (attention if trace else getattr(sampler, "needs", ()))}
-    token, state, info = sampler(logits, metrics | needed, state, keys)
+    attention = attention_metrics(found)
+    needed = {name: attention[name][:, 0] for name in getattr(sampler, "needs", ())}
+    token, state, info = sampler(logits, {"entropy": entropy, "varentropy": varentropy} | needed, state, keys)
     best, _ = likeliest(logits, 2)
     out = {
         "token": token,
@@ -64,25 +69,20 @@ def _choose(weights, config, sampler, x, found, state, seeds, count, trace):
         "tie": best[:, 0] - best[:, 1] <= ROUNDING[str(x.dtype)] * jnp.abs(logits).max(-1),
     }
     out |= {f"info.{name}": x for name, x in info.items()}
-    if trace:
-        metrics |= chosen_metrics(logits, token) | needed
-        metrics |= {"lens_entropy": lens_entropy(weights, config, found)[:, 0]} if trace == "lens" else {}
-        out |= {f"trace.{name}": x for name, x in metrics.items()}
+    if trace is not None:
+        metrics = trace_metrics(weights, config, logits[:, None], token[:, None], found, "lens" in trace)
+        out |= {f"trace.{name}": x[:, 0] for name, x in metrics.items()}
     return out, state
 
 
-def read_prompts(model, rows, watch=False):
+def read_prompts(model, rows, watch=None):
     """(What `read` gives at the last token of each row, the cache with the rows in it and room for one more token)."""
-
-    def run(*piece):
-        with jax.default_matmul_precision(model.matmul_precision):
-            return read(model.decode_weights, model.config, *piece, watch)
-
-    outs, cache = prefill(run, model.config, rows, model.dtype)
+    weights, config = model.decode_weights, model.config
+    outs, cache = prefill(lambda *piece: read(weights, config, *piece, watch), weights, config, rows)
     return outs[-1], resized(cache, cache_slots(max(map(len, rows)) + 1))
 
 
-def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=False):
+def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=None):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
     A full cache grows to the next of few sizes: few programs are compiled, and early tokens do not pay for slots that
@@ -96,25 +96,24 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
         rows = (list(prompts) + [rows[0]] * B)[: bucket(len(prompts), 1)]
     of_row = of_row if shared else np.arange(B, dtype=np.int32)
     prompt, cache = read_prompts(model, rows, watched(sampler, trace))
-    cache = taken(cache, of_row) if shared else cache
+    cache = taken(cache, of_row, of_cache(weights, B)) if shared else cache
     seeds = np.array(seeds, np.uint32)
-    with jax.default_matmul_precision(model.matmul_precision):
-        out, state = first(weights, config, sampler, prompt, of_row, sampler.init(B), seeds, trace)
+    out, state = first(weights, config, sampler, prompt, of_row, sampler.init(B), seeds, trace)
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
         if count == max_new_tokens or position.min() >= max_seq_len:
             break
         if position.max() >= cache.max_seq_len:
             cache = resized(cache, cache_slots(position.max() + 1))
-        with jax.default_matmul_precision(model.matmul_precision):
-            token = out["token"][:, None]
-            ahead, cache, state = step(weights, config, sampler, token, position, cache, state, seeds, count, trace)
+        token = out["token"][:, None]
+        ahead, cache, state = step(weights, config, sampler, token, position, cache, state, seeds, count, trace)
         yield out
         out = ahead
     yield out
 
 
-@jax.jit
-def taken(tree, rows):
-    """Copies of some rows of every array."""
-    return jax.tree.map(lambda x: x[rows], tree)
+@partial(jax.jit, static_argnames="where")
+def taken(tree, rows, where=None):
+    """Copies of some rows of every array; where: a sharding for all of them."""
+    placed = lambda x: x if where is None else jax.lax.with_sharding_constraint(x, where)
+    return jax.tree.map(lambda x: placed(x[rows]), tree)

@@ -8,13 +8,14 @@ import numpy as np
 
 from .model import KVCache
 from .prompts import bucket
+from .sharding import of_cache
 
 PIECE = 256  # tokens that are read at once
 SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
 
 
-def prefill(run, config, rows, dtype):
-    """Read rows, token ids [T] each, through an empty cache: what run gave for each piece, and the cache.
+def prefill(run, weights, config, rows):
+    """Read rows, token ids [T] each, through an empty cache: (what run gave for each piece, the cache).
 
     run(tokens [B,T], start_pos [B], last [B], cache) -> (out, cache) reads one piece of each row; last is the index of
     the row's last token in it. T is PIECE, or for short rows the power of two that holds them. The last piece of every
@@ -28,7 +29,8 @@ def prefill(run, config, rows, dtype):
     padded = np.zeros((len(rows), max(T, lengths.max())), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    cache, outs = KVCache.new(config, len(rows), max(T, SMALLEST_CACHE), dtype), []
+    dtype, where = weights.tok_embeddings.dtype, of_cache(weights, len(rows))
+    cache, outs = KVCache.new(config, len(rows), max(T, SMALLEST_CACHE), dtype, where), []
     for first in range(0, lengths.max(), T):
         start_pos = np.minimum(first, np.maximum(lengths - T, 0)).astype(np.int32)
         cache = resized(cache, bucket(start_pos.max() + T, SMALLEST_CACHE))

@@ -27,6 +27,25 @@ class LayerWeights(NamedTuple):
         """The two branches of SwiGLU, [B,T,F] each: w1 of x, and w3 of x."""
         return linear(x, self.w1), linear(x, self.w3)
 
+    def attention_out(self, linear, x):
+        return linear(x, self.wo)
+
+    def down(self, linear, x):
+        return linear(x, self.w2)
+
+
+class SplitLayerWeights(LayerWeights):
+    """The same on several devices (sharding.py). Each has a part of the terms of wo's and w2's sums: the parts are
+    added in float32 and rounded once, as on one device."""
+
+    __slots__ = ()
+
+    def attention_out(self, linear, x):
+        return linear(x, self.wo, jnp.promote_types(x.dtype, jnp.float32))
+
+    def down(self, linear, x):
+        return linear(x, self.w2, jnp.promote_types(x.dtype, jnp.float32))
+
 
 class FusedLayerWeights(NamedTuple):
     """The same block with wq, wk, wv in one matrix and w1, w3 in another, each stored as [in, out].
@@ -52,6 +71,8 @@ class FusedLayerWeights(NamedTuple):
 
     def gate_up(self, linear, x):
         return jnp.split(linear(x, self.w13), 2, axis=-1)
+
+    attention_out, down = LayerWeights.attention_out, LayerWeights.down
 
 
 class XfmrWeights(NamedTuple):
@@ -83,14 +104,15 @@ MODULE = (
 
 
 def decode_weights(weights: XfmrWeights) -> XfmrWeights | DecodeWeights:
-    """The form of the weights in which generation is fastest; on anything but a CPU, the weights themselves.
+    """The form of the weights in which generation is fastest; on anything but one CPU, the weights themselves.
 
     A CPU spends a token's time on reading weights. Stored as [in, out], with one matrix for wq, wk, wv and one for w1,
     w3, a token reads them a fifth faster than as Meta's five matrices, and a batch of 8 takes half the time. bfloat16
     weights become float32 copies, because XLA's products of bfloat16 are many times slower there; the forward rounds
     each result, so the numbers stay those of bfloat16. Costs a copy of all matrices, the output's included.
     """
-    if isinstance(weights, DecodeWeights) or weights.norm.devices().pop().platform != "cpu":
+    one_cpu = [device.platform for device in weights.norm.devices()] == ["cpu"]
+    if isinstance(weights, DecodeWeights) or not one_cpu:
         return weights
     layers = tuple(map(fused, weights.layer_weights))
     return DecodeWeights(weights.tok_embeddings, weights.norm, _turned(weights.output), layers)
@@ -105,9 +127,9 @@ def fused(w: LayerWeights) -> FusedLayerWeights:
 
 
 def unfused(w) -> LayerWeights:
-    """One layer as plain LayerWeights, whatever class holds it."""
+    """One layer as LayerWeights (on several devices SplitLayerWeights), whatever class holds it."""
     if not isinstance(w, FusedLayerWeights):
-        return LayerWeights(*w)
+        return w if type(w) is SplitLayerWeights else LayerWeights(*w)
     q, (w1, w3) = w.wo.shape[1], jnp.split(w.w13, 2)
     wq, wk, wv = jnp.split(w.wqkv, (q, (q + w.wqkv.shape[0]) // 2))
     return LayerWeights(wq, wk, wv, w.wo, w1, w.w2, w3, w.attention_norm, w.ffn_norm)
