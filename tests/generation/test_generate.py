@@ -82,6 +82,15 @@ def test_a_prompt_is_read_once_and_by_pieces(tiny32, monkeypatch):
     assert read == [dict(enumerate(row.tolist())) for row in rows]
 
 
+def test_weights_for_generation_alone(tiny):
+    """The same tokens, and under Meta's names the same arrays, from one copy of the matrices."""
+    alone = lab.load_model(tiny.path, tiny.dtype, for_generation=True)
+    assert alone.decode_weights is alone.weights and alone.dtype == tiny.dtype
+    assert (lab.generate(alone, PROMPTS[0], 8)[0].tokens == lab.generate(tiny, PROMPTS[0], 8)[0].tokens).all()
+    named = lab.weights.by_name(alone.weights)
+    assert all((named[name] == x).all() for name, x in lab.weights.by_name(tiny.weights).items())
+
+
 def test_a_row_of_a_batch_is_the_row_alone(tiny):
     batch = lab.generate(tiny, PROMPTS, 40)
     alone = [lab.generate(tiny, p, 40)[0] for p in PROMPTS]
