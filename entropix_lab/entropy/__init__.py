@@ -1,4 +1,5 @@
 """How the model hesitates."""
 
+from .interventions import Run, effects, intervene
 from .metrics import alternatives, attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_metrics
 from .trace import Trace, token_html, trace_text

@@ -68,5 +68,5 @@ def _shares(weights, config, tokens, cache, length):
 
 def strongest(shares: dict, n: int = 3) -> dict[str, list[tuple[int, int, float]]]:
     """The n heads of the largest share of each kind, from ``kinds``: (layer, head, share), the largest first."""
-    best = lambda x: np.unravel_index(np.argsort(-x, axis=None, kind="stable")[:n], x.shape)
-    return {kind: [(int(i), int(j), float(x[i, j])) for i, j in zip(*best(x), strict=True)] for kind, x in shares.items()}
+    best = lambda x: zip(*np.unravel_index(np.argsort(-x, axis=None, kind="stable")[:n], x.shape), strict=True)
+    return {kind: [(int(i), int(j), float(x[i, j])) for i, j in best(x)] for kind, x in shares.items()}
