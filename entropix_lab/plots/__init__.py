@@ -11,6 +11,6 @@ from .entropy import (
     token_heat,
     two_outcomes,
 )
-from .proof import fault_table, layer_diff, stream_norms
+from .proof import fault_table, layer_diff, op_noise, stream_norms, three_views
 from .sampling import accuracy_against_surprisal, branch_plane, differences, margins
 from .speed import cache_timing, tensor_sizes
