@@ -6,7 +6,10 @@ Everything is in nats and float32, and under jit: what a caller does not use of 
 import jax
 import jax.numpy as jnp
 
-from ..llama.model import head, no_tap
+from ..llama.model import HIGHEST, head, no_tap
+from ..sampling.draw import likeliest
+
+ALTERNATIVES, WORDS, SOURCES = 10, 5, 8  # kept of a prediction, of a layer's, and of the slots that a head attends to
 
 
 def entropy_varentropy(logits):
@@ -45,11 +48,25 @@ def chosen_metrics(logits, tokens):
     }
 
 
-def collector(last=None):
+def alternatives(logits):
+    """The likeliest tokens of logits [...,V], largest first, as a dict: "alternatives" ids [...,10] int32, and
+    "alternative_probabilities" under the model (no temperature, no filter). Fewer where V is below 10."""
+    best, ids = _likeliest(jnp.asarray(logits).astype(jnp.float32), ALTERNATIVES)
+    return {"alternatives": ids, "alternative_probabilities": best}
+
+
+def _likeliest(logits, k):
+    """Probabilities and ids of the k largest of logits [...,V]; the search wants two axes, or XLA sorts."""
+    best, ids = likeliest(logits.reshape(-1, logits.shape[-1]), k)
+    best, ids = (x.reshape(*logits.shape[:-1], -1) for x in (best, ids))
+    return jnp.exp(best - jax.nn.logsumexp(logits, -1, keepdims=True)), ids
+
+
+def collector(last=None, attention=False):
     """(found, tap) for ``transformer``: the tap changes nothing and keeps small reductions of every layer in found.
 
-    ``attention_metrics(found)`` and ``lens_entropy(weights, config, found)`` turn them into arrays, of all T positions
-    or only of the one at index last [B] of each row.
+    ``attention_metrics(found)`` and ``lens_metrics(weights, config, found, tokens)`` turn them into arrays, of all T
+    positions or only of the one at index last [B] of each row. attention=True keeps of each head its largest sources.
     """
     found = {"stream": []}
     of_last = lambda x: jnp.take_along_axis(x, last.reshape(-1, *[1] * (x.ndim - 1)), axis=-2)
@@ -57,7 +74,8 @@ def collector(last=None):
 
     def tap(name, x):
         if name.endswith("attention.scores"):
-            for metric, value in _reductions(pick(x)).items():
+            scores = pick(x).astype(jnp.float32)
+            for metric, value in (_reductions(scores) | (_sources(scores) if attention else {})).items():
                 found.setdefault(metric, []).append(value)
         elif name.startswith("layers.") and name.count(".") == 1:
             found["stream"].append(pick(x))
@@ -83,6 +101,9 @@ def attention_metrics(found):
     score_magnitude       mean |score| over heads and live slots, before the softmax: the original's "interaction
                           strength", which counts the zeros of empty slots. A shift of all scores of a head moves it,
                           and changes no probability
+    And where the collector kept them, [B,T,L,N,8], the largest first:
+    attention_sources     the slots that the head attends to most
+    attention_weights     their probabilities; 0 beyond the live slots, where there are fewer than 8
     """
     return {name: jnp.stack(layers, 2) for name, layers in found.items() if name != "stream"}
 
@@ -93,19 +114,19 @@ def _reductions(scores):
     Written for XLA on a CPU, where this is most of a trace's cost: the softmax is the forward's own and is not computed
     twice, log p = z - log(total) needs no second exponential, and sums are products or sums over the last axis.
     """
-    scores = scores.astype(jnp.float32)
     p = jax.nn.softmax(scores, -1)
     z = jnp.where(p > 0, scores - jnp.max(scores, -1, keepdims=True), 0)
     log_total = -jnp.log(jnp.max(p, -1))
-    mean = jnp.einsum("BKGTS,BKGTS->BKGT", p, z)
-    varentropy = jnp.einsum("BKGTS,BKGTS->BKGT", p * z, z) - mean**2
+    mean = jnp.einsum("BKGTS,BKGTS->BKGT", p, z, precision=HIGHEST)
+    varentropy = jnp.einsum("BKGTS,BKGTS->BKGT", p * z, z, precision=HIGHEST) - mean**2
     # without slot 0: where it is the largest, as sinks are, its z is 0 and nothing cancels
     sink, rest = p[..., 0], jnp.sum(p[..., 1:], -1)
     some = jnp.maximum(rest, jnp.finfo(jnp.float32).tiny)
     without = jnp.where(rest > 0, log_total + jnp.log(some) - (mean - sink * z[..., 0]) / some, 0)
 
     B, K, G, T, _ = p.shape
-    average = jnp.einsum("BKGTS,KG->BTS", p, jnp.full((K, G), 1 / (K * G), p.dtype))
+    of_heads = jnp.full((K, G), 1 / (K * G), p.dtype)
+    average = jnp.einsum("BKGTS,KG->BTS", p, of_heads, precision=HIGHEST)
     distances = jnp.sum(jnp.abs(p - average[:, None, None]), -1) / 2
     live = scores[:, 0, 0] > -jnp.inf
     magnitudes = jnp.sum(jnp.where(live[:, None, None], jnp.abs(scores), 0), -1)
@@ -120,13 +141,41 @@ def _reductions(scores):
     }
 
 
-def lens_entropy(weights, config, found):
-    """The logit lens: the entropy of the next token if the stream after each layer were the last, nats [B,T,L].
+def _sources(scores):
+    """One layer's scores [B,K,G,T,S] -> the largest sources of each head [B,T,N,8] and their probabilities."""
+    B, K, G, T, _ = scores.shape
+    by_head = lambda x: jnp.moveaxis(x.reshape(B, K * G, T, -1), 1, 2)
+    weights, slots = _likeliest(scores, SOURCES)
+    return {"attention_sources": by_head(slots), "attention_weights": by_head(weights)}
+
+
+def lens_metrics(weights, config, found, tokens):
+    """The logit lens: the next token as it would be predicted if the stream after each layer were the last.
+
+    tokens [B,T] are those that came. Returns a dict: "lens_entropy" nats [B,T,L], "lens_tokens" ids of the five
+    likeliest [B,T,L,5] and their "lens_probabilities", "lens_rank" [B,T,L] of the token that came.
 
     The head (final norm and output matrix) is applied to every layer's residual stream (nostalgebraist 2020), which
     costs as many heads as there are layers. All layers of one position at a time: the output matrix is read once a
     position, and the logits of a long text are never held at once.
     """
+
+    def of_position(at):
+        stream, token = at  # [B,L,D], [B]
+        logits = head(weights, config, stream, no_tap).astype(jnp.float32)
+        best, ids = _likeliest(logits, WORDS)
+        rank = chosen_metrics(logits, jnp.broadcast_to(token[:, None], logits.shape[:2]))["rank"]
+        entropy = entropy_varentropy(logits)[0]
+        return {"lens_entropy": entropy, "lens_tokens": ids, "lens_probabilities": best, "lens_rank": rank}
+
     streams = jnp.stack(found["stream"], 2)  # [B,T,L,D]
-    of_position = lambda x: entropy_varentropy(head(weights, config, x, no_tap))[0]
-    return jnp.moveaxis(jax.lax.map(of_position, jnp.moveaxis(streams, 1, 0)), 0, 1)
+    found = jax.lax.map(of_position, (jnp.moveaxis(streams, 1, 0), jnp.moveaxis(tokens, 1, 0)))
+    return {name: jnp.moveaxis(x, 0, 1) for name, x in found.items()}
+
+
+def trace_metrics(weights, config, logits, tokens, found, lens):
+    """All that a Trace keeps of the tokens [B,T] that came after logits [B,T,V], [B,T,...] by name; lens: that too."""
+    entropy, varentropy = entropy_varentropy(logits)
+    metrics = {"entropy": entropy, "varentropy": varentropy} | chosen_metrics(logits, tokens) | alternatives(logits)
+    metrics |= attention_metrics(found)
+    return metrics | (lens_metrics(weights, config, found, tokens) if lens else {})

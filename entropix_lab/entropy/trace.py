@@ -12,10 +12,14 @@ import numpy as np
 from ..colours import COLOURS
 from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
 from ..llama.prompts import bucket
+from ..llama.sharding import fetch, of_cache
 from ..sampling import NAMES
-from .metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
+from .metrics import collector, trace_metrics
 
+FORMAT = 2  # of a saved trace; 1 had no alternatives, and nothing of what came with them
 CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
+LISTS = ("alternatives", "alternative_probabilities", "lens_tokens", "lens_probabilities")
+LISTS += ("attention_sources", "attention_weights")  # of several tokens or slots to a prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +28,12 @@ class Trace:
 
     tokens [T] int32 are the tokens that came (chosen by a sampler, or the next ones of a given text), pieces their
     texts, prompt the text before the first of them. The other arrays belong to the prediction of that token, made
-    at the token before it; their names and units are those of entropy_varentropy, chosen_metrics and attention_metrics:
-    [T], [T,L,N] to a head, [T,L] to a layer. live [T] is the number of cache slots that the prediction could see.
-    lens_entropy [T,L] is None unless it was asked for. info: arrays [T,...] that a sampler reported (its branch, ...).
+    at the token before it; their names and units are those of entropy_varentropy, chosen_metrics, alternatives and
+    attention_metrics: [T], [T,10], [T,L,N] to a head, [T,L] to a layer. live [T] is the number of cache slots that the
+    prediction could see. None unless asked for: those of lens_metrics ("lens") [T,L], [T,L,5], and attention_sources
+    and attention_weights ("attention") [T,L,N,8]; slot s holds token s of (*prompt_pieces, *pieces).
+    info: arrays [T,...] that a sampler reported (its branch, ...). words: the text of every id in alternatives and
+    lens_tokens.
     """
 
     tokens: np.ndarray
@@ -45,8 +52,17 @@ class Trace:
     attention_sink: np.ndarray
     head_disagreement: np.ndarray
     score_magnitude: np.ndarray
+    alternatives: np.ndarray | None = None  # None in a file of format 1
+    alternative_probabilities: np.ndarray | None = None
     lens_entropy: np.ndarray | None = None
+    lens_tokens: np.ndarray | None = None
+    lens_probabilities: np.ndarray | None = None
+    lens_rank: np.ndarray | None = None
+    attention_sources: np.ndarray | None = None
+    attention_weights: np.ndarray | None = None
     info: dict[str, np.ndarray] = field(default_factory=dict)
+    prompt_pieces: tuple[str, ...] = ()
+    words: dict[int, str] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.tokens)
@@ -61,8 +77,9 @@ class Trace:
         start, _, _ = part.indices(len(self))
         arrays = {name: x[part] for name, x in self._arrays().items()}
         info = {name: x[part] for name, x in self.info.items()}
-        prompt = self.prompt + "".join(self.pieces[:start])
-        return replace(self, pieces=self.pieces[part], prompt=prompt, info=info, **arrays)
+        before = self.pieces[:start]
+        prompts = dict(prompt=self.prompt + "".join(before), prompt_pieces=self.prompt_pieces + before)
+        return replace(self, pieces=self.pieces[part], info=info, **prompts, **arrays)
 
     @property
     def perplexity(self) -> float:
@@ -89,14 +106,15 @@ class Trace:
         return _relative(self.attention_rest, self.live - 1)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("pieces", "prompt", "info")}
-        return {name: x for name, x in named.items() if x is not None}
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: x for name, x in named.items() if isinstance(x, np.ndarray)}
 
     def save(self, path) -> Path:
         """Write path as .npz: the arrays under their names, the sampler's as "info.NAME", and the texts in "header",
         UTF-8 JSON. No pickles: any NumPy reads it. Returns the path, with its ending."""
         path = _npz(path)
-        header = json.dumps({"format": 1, "pieces": self.pieces, "prompt": self.prompt})
+        texts = {"pieces": self.pieces, "prompt": self.prompt, "prompt_pieces": self.prompt_pieces, "words": self.words}
+        header = json.dumps({"format": FORMAT, **texts})
         info = {f"info.{name}": x for name, x in self.info.items()}
         np.savez_compressed(path, header=np.frombuffer(header.encode(), np.uint8), **self._arrays(), **info)
         return path
@@ -110,22 +128,24 @@ class Trace:
         try:
             header = json.loads(arrays.pop("header").tobytes())
             info = {name.removeprefix("info."): arrays.pop(name) for name in list(arrays) if name.startswith("info.")}
-            if header["format"] != 1:
-                raise ValueError(f"format {header['format']}, this version reads 1")
-            return cls(pieces=tuple(header["pieces"]), prompt=header["prompt"], info=info, **arrays)
+            if header["format"] not in range(1, FORMAT + 1):
+                raise ValueError(f"format {header['format']}, this version reads 1 to {FORMAT}")
+            texts = {name: tuple(header.get(name, ())) for name in ("pieces", "prompt_pieces")}
+            words = {int(token): word for token, word in header.get("words", {}).items()}
+            return cls(prompt=header["prompt"], info=info, words=words, **texts, **arrays)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a trace: {e}") from e
 
     def to_pandas(self):
-        """A DataFrame with a row to each token; values of layers and heads are averaged. Raises ImportError without
-        pandas, which the extra "pandas" brings."""
+        """A DataFrame with a row to each token; values of layers and heads are averaged, lists (alternatives, ...) left
+        out. Raises ImportError without pandas, which the extra "pandas" brings."""
         try:
             import pandas as pd
         except ImportError as e:
             raise ImportError('to_pandas needs pandas: pip install pandas (the extra "pandas" brings it)') from e
 
         flat = lambda x: x if x.ndim == 1 else x.reshape(len(x), -1).mean(1)
-        columns = {name: flat(x) for name, x in (self._arrays() | self.info).items()}
+        columns = {name: flat(x) for name, x in (self._arrays() | self.info).items() if name not in LISTS}
         return pd.DataFrame({"piece": self.pieces, **columns})
 
     def _repr_html_(self):
@@ -169,12 +189,13 @@ def token_html(trace: Trace, value: str = "entropy", largest: float = 5.0) -> st
     return f'<div style="white-space:pre-wrap;line-height:1.6">{prompt}{"".join(spans)}\n{scale}</div>'
 
 
-def trace_text(model, text_or_tokens, lens: bool = False) -> Trace:
+def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = False) -> Trace:
     """What the model thinks of a given text (teacher-forced): a Trace of every token but the first.
 
     text_or_tokens: text, or token ids [T], T > 1. lens=True adds the logit lens, which costs as many heads as the model
-    has layers. Runs through a KV cache in chunks of 256 tokens, so that a long text at a large vocabulary needs the
-    logits of one chunk only. Raises ValueError for a text of fewer than two tokens, or of several rows.
+    has layers; attention=True the largest sources of every head. Runs through a KV cache in chunks of 256 tokens, so
+    that a long text at a large vocabulary needs the logits of one chunk only. Raises ValueError for a text of fewer
+    than two tokens, or of several rows.
     """
     tokens = model.encode(text_or_tokens)
     if len(tokens) != 1 or tokens.shape[1] < 2:
@@ -184,32 +205,38 @@ def trace_text(model, text_or_tokens, lens: bool = False) -> Trace:
     size = min(slots, CHUNK)
     padded = np.zeros((1, slots + 1), np.int32)
     padded[:, : T + 1] = tokens
-    cache = KVCache.new(model.config, 1, slots, model.dtype)
+    cache = KVCache.new(model.config, 1, slots, model.dtype, of_cache(model.weights, 1))
     check_inputs(model.config, tokens[:, :T], 0, cache)
     parts = []
     for start in range(0, T, size):
         now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
-        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens)
-        parts.append({name: np.asarray(x[0]) for name, x in metrics.items()})
+        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens, attention)
+        parts.append({name: x[0] for name, x in fetch(metrics).items()})
     arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 
 
-@partial(jax.jit, static_argnames=("config", "lens"), donate_argnames="cache")
-def _trace_chunk(weights, config, tokens, following, start_pos, cache, lens):
-    found, tap = collector()
+@partial(jax.jit, static_argnames=("config", "lens", "attention"), donate_argnames="cache")
+def _trace_chunk(weights, config, tokens, following, start_pos, cache, lens, attention):
+    found, tap = collector(attention=attention)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     logits = head(weights, config, x, no_tap)
-    entropy, varentropy = entropy_varentropy(logits)
-    metrics = {"entropy": entropy, "varentropy": varentropy}
-    metrics |= chosen_metrics(logits, following) | attention_metrics(found)
-    return metrics | ({"lens_entropy": lens_entropy(weights, config, found)} if lens else {}), cache
+    return trace_metrics(weights, config, logits, following, found, lens), cache
 
 
 def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None) -> Trace:
     """A Trace from the ids of a prompt and of the tokens that came after it, and the arrays [T,...] by name."""
     tokenizer = model.tokenizer
-    piece = (lambda token: tokenizer.decode([token])) if tokenizer else lambda token: f"<{token}>"
-    text = tokenizer.decode(prompt) if tokenizer else "".join(map(piece, prompt))
-    live = len(prompt) + np.arange(len(tokens), dtype=np.int32)
-    return Trace(np.asarray(tokens, np.int32), tuple(map(piece, tokens)), text, live, **metrics, info=info or {})
+    known = tokenizer.n_words if tokenizer else 0  # a model may have more rows of logits than tokens
+    word = lambda token: tokenizer.decode([token]) if token < known else f"<{token}>"
+    ids = [metrics[name].ravel() for name in ("alternatives", "lens_tokens") if name in metrics]
+    return Trace(
+        tokens=np.asarray(tokens, np.int32),
+        pieces=tuple(map(word, tokens)),
+        prompt=tokenizer.decode(prompt) if tokenizer else "".join(map(word, prompt)),
+        prompt_pieces=tuple(map(word, prompt)),
+        live=len(prompt) + np.arange(len(tokens), dtype=np.int32),
+        words={int(token): word(token) for token in np.unique(np.concatenate(ids))} if ids else {},
+        info=info or {},
+        **metrics,
+    )

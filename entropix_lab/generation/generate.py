@@ -8,12 +8,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-import jax
 import numpy as np
 
 from ..compiler import canary
 from ..entropy.trace import Trace, new_trace
 from ..llama.prompts import prompt_rows
+from ..llama.sharding import fetch
 from ..sampling.plain import bound, greedy
 from .step import steps
 
@@ -66,7 +66,7 @@ def generate(
     stop=None,
     max_seq_len: int = 8192,
     progress: bool | None = None,
-    trace: bool | str = False,
+    trace: bool | str | tuple[str, ...] = False,
 ) -> list[Generation]:
     """Continue one prompt or a batch of prompts of any lengths: a Generation for each, in their order.
 
@@ -82,8 +82,9 @@ def generate(
     stop: token ids or strings that end a row; None for the model's stop tokens, () for none.
     max_seq_len: a row that reaches it stops. It costs nothing: the cache grows with what is used.
     progress: a bar on stderr; None shows one for batches in a terminal.
-    trace: True keeps entropies, attention metrics and what the sampler reports of every token; "lens" the logit lens
-    too, which costs as many output heads to a token as the model has layers.
+    trace: True keeps entropies, alternatives, attention metrics and what the sampler reports of every token; "lens" the
+    logit lens too, which costs as many output heads to a token as the model has layers; "attention" the largest sources
+    of every head; ("lens", "attention") both.
 
     Raises ValueError for an empty prompt or one that leaves no room below max_seq_len, max_new_tokens below 1, seeds
     that are not one to a prompt, what is no sampler, and text or a stop string without a tokenizer.
@@ -91,8 +92,7 @@ def generate(
     rows = prompt_rows(model, prompts)
     seeds = row_seeds(seed, len(rows))
     check(rows, max_new_tokens, max_seq_len)
-    if trace not in (True, False, "lens"):
-        raise ValueError(f'trace must be True, False or "lens", found {trace!r}')
+    trace = parts_of(trace)
     canary()
     sampler = bound(sampler, model.tokenizer)
     writers = [_Writer(model, i, stop, None if stream is True else stream) for i in range(len(rows))]
@@ -103,7 +103,7 @@ def generate(
     started, first_token = time.perf_counter(), None
     with _bar(show, max_new_tokens) as bar:
         for count, out in enumerate(found):
-            out = jax.device_get(out)
+            out = fetch(out)
             first_token = first_token or time.perf_counter()
             for i, writer in enumerate(writers):
                 if writer.finish_reason is None:
@@ -226,6 +226,16 @@ def row_seeds(seed, count) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"expected one seed, or one to each of the {count} prompts, found {len(seeds)}")
     return [int(s) for s in seeds]
+
+
+def parts_of(trace) -> tuple[str, ...] | None:
+    """What step calls trace, from what generate calls so."""
+    if trace is True or trace is False:
+        return () if trace else None
+    names = {trace} if isinstance(trace, str) else set(trace) if isinstance(trace, tuple | list) else {None}
+    if not names <= {"lens", "attention"}:
+        raise ValueError(f'trace must be True, False, "lens", "attention" or a tuple of these two, found {trace!r}')
+    return tuple(sorted(names))
 
 
 def check(rows, max_new_tokens, max_seq_len):

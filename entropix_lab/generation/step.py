@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compiler import EXACT
-from ..entropy.metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy, lens_entropy
+from ..entropy.metrics import attention_metrics, collector, entropy_varentropy, trace_metrics
 from ..llama.model import KVCache, head, no_tap, transformer
 from ..llama.prompts import bucket
+from ..llama.sharding import of_cache
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
@@ -18,14 +19,16 @@ SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
 
 
 @partial(jax.jit, static_argnames=("config", "trace"), donate_argnames="cache", compiler_options=EXACT)
-def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=False, rows=None):
+def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds, count, trace=None, rows=None):
     """tokens [B,T] from start_pos [B] on; the next token follows the one at index last [B] of each row.
 
     Prefill and decode are this one function. Where rows share a prompt, tokens [U,T], start_pos and last [U] hold each
-    prompt once, and rows [B] says whose each row is. Returns (what the host wants to know of each row, cache, state).
+    prompt once, and rows [B] says whose each row is. trace: None, or a tuple of what it has beside its metrics, "lens"
+    and "attention". Returns (what the host wants to know of each row, cache, state).
     """
     needs = getattr(sampler, "needs", ())
-    found, tap = collector(last) if trace or needs else ({}, no_tap)
+    traced = trace is not None
+    found, tap = collector(last, traced and "attention" in trace) if traced or needs else ({}, no_tap)
     slots = cache if rows is None else jax.tree.map(lambda c: c[: len(tokens)], cache)
     x, cache = transformer(weights, config, tokens, start_pos, slots, tap)
     x = jnp.take_along_axis(x, last[:, None, None], axis=1)
@@ -36,9 +39,9 @@ def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds,
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
     entropy, varentropy = entropy_varentropy(logits)
-    metrics, attention = {"entropy": entropy, "varentropy": varentropy}, attention_metrics(found)
-    needed = {name: attention[name][:, 0] for name in (attention if trace else needs)}
-    token, state, info = sampler(logits, metrics | needed, state, keys)
+    attention = attention_metrics(found)
+    needed = {name: attention[name][:, 0] for name in needs}
+    token, state, info = sampler(logits, {"entropy": entropy, "varentropy": varentropy} | needed, state, keys)
     best, _ = likeliest(logits, 2)
     out = {
         "token": token,
@@ -47,14 +50,13 @@ def step(weights, config, sampler, tokens, start_pos, last, cache, state, seeds,
         "tie": best[:, 0] - best[:, 1] <= ROUNDING[str(x.dtype)] * jnp.abs(logits).max(-1),
     }
     out |= {f"info.{name}": x for name, x in info.items()}
-    if trace:
-        metrics |= chosen_metrics(logits, token) | needed
-        metrics |= {"lens_entropy": lens_entropy(weights, config, found)[:, 0]} if trace == "lens" else {}
-        out |= {f"trace.{name}": x for name, x in metrics.items()}
+    if traced:
+        metrics = trace_metrics(weights, config, logits[:, None], token[:, None], found, "lens" in trace)
+        out |= {f"trace.{name}": x[:, 0] for name, x in metrics.items()}
     return out, cache, state
 
 
-def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=False):
+def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=None):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
     Prompts are padded to a power of two, and a full cache grows to the next of few sizes: few programs are compiled,
@@ -71,23 +73,19 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
     for i, row in enumerate(read):
         tokens[i, : len(row)], last[i] = row, len(row) - 1
     slots = lambda n: min(cache_slots(n), max_seq_len)
-    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
+    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype, of_cache(weights, B))
     state, seeds = sampler.init(B), np.array(seeds, np.uint32)
-    with jax.default_matmul_precision(model.matmul_precision):
-        out, cache, state = step(
-            weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
-        )
+    out, cache, state = step(
+        weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
+    )
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
         if count == max_new_tokens or position.min() >= max_seq_len:
             break
         if position.max() >= cache.max_seq_len:
             cache = grow(cache, slots(position.max() + 1))
-        with jax.default_matmul_precision(model.matmul_precision):
-            token, last = out["token"][:, None], np.zeros(B, np.int32)
-            ahead, cache, state = step(
-                weights, config, sampler, token, position, last, cache, state, seeds, count, trace
-            )
+        token, last = out["token"][:, None], np.zeros(B, np.int32)
+        ahead, cache, state = step(weights, config, sampler, token, position, last, cache, state, seeds, count, trace)
         yield out
         out = ahead
     yield out
