@@ -12,7 +12,7 @@ import numpy as np
 from ..colours import COLOURS
 from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
 from ..llama.prompts import bucket
-from ..llama.sharding import fetch, of_cache
+from ..llama.sharding import gathered, of_cache
 from ..sampling import NAMES
 from .metrics import collector, trace_metrics
 
@@ -211,7 +211,7 @@ def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = Fals
     for start in range(0, T, size):
         now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
         metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens, attention)
-        parts.append({name: x[0] for name, x in fetch(metrics).items()})
+        parts.append({name: np.asarray(x[0]) for name, x in gathered(metrics).items()})
     arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 

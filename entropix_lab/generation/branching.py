@@ -9,7 +9,7 @@ import numpy as np
 
 from ..llama.model import KVCache
 from ..llama.prompts import bucket, prompt_rows
-from ..llama.sharding import fetch, of_cache
+from ..llama.sharding import gathered, of_cache
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
 from ..sampling.plain import bound, greedy, top_p
@@ -201,7 +201,7 @@ class Lanes:
             out, self.state = self._step(
                 sampler, self.state, self.last[:, None], self.position, 0 * self.position, seeds, count
             )
-            token, logprob = fetch((out["token"], out["logprob"]))
+            token, logprob = jax.device_get(gathered((out["token"], out["logprob"])))
             for i in np.flatnonzero(going):
                 found[i][0].append(int(token[i]))
                 found[i][1].append(float(logprob[i]))
