@@ -44,7 +44,9 @@ class Comparison:
         """judged: a dict that keeps what the runs that are not on trial gave, for a comparison by other programs of the
         same model, tokens, mode and reference."""
         self.model, self.tokens, self.valid = model, tokens, valid
-        self.judged = {} if judged is None else judged
+        self.judged, of = {} if judged is None else judged, (model.config, model.dtype, mode, tokens.tobytes())
+        if self.judged.setdefault("of", of) != of:
+            raise ValueError("judged: expected the runs of this model, mode and prompts, found others: pass a new dict")
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
         self.groups = 0  # of taps that were compared, a layer's or what lies outside the layers
