@@ -12,7 +12,7 @@ import numpy as np
 from ..colours import COLOURS
 from ..llama.model import head, no_tap, transformer
 from ..llama.prefill import PIECE, prefill
-from ..llama.sharding import fetch
+from ..llama.sharding import gathered
 from ..sampling import NAMES
 from .metrics import collector, trace_metrics
 
@@ -208,7 +208,7 @@ def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = Fals
         metrics, cache = _trace_piece(model.weights, model.config, piece, after, start_pos, cache, lens, attention)
         # a last piece begins within the one before it
         new = slice(sum(len(part["entropy"]) for part in parts) - start_pos[0], last[0] + 1)
-        parts.append({name: x[0, new] for name, x in fetch(metrics).items()})
+        parts.append({name: x[0, new] for name, x in jax.device_get(gathered(metrics)).items()})
         return None, cache
 
     prefill(run, model.weights, model.config, tokens[:, :T])

@@ -10,7 +10,7 @@ import numpy as np
 from ..llama.model import KVCache
 from ..llama.prefill import cache_slots, resized
 from ..llama.prompts import prompt_rows
-from ..llama.sharding import fetch
+from ..llama.sharding import gathered
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
 from ..sampling.plain import bound, top_p
@@ -190,7 +190,7 @@ class Lanes:
             out, self.cache, self.state = step(
                 weights, self.model.config, sampler, last, self.position, self.cache, self.state, seeds, count
             )
-            token, logprob = fetch((out["token"], out["logprob"]))
+            token, logprob = jax.device_get(gathered((out["token"], out["logprob"])))
             for i in np.flatnonzero(going):
                 found[i][0].append(int(token[i]))
                 found[i][1].append(float(logprob[i]))
