@@ -10,6 +10,7 @@ from .generation.generate import generate
 from .generation.step import SMALLEST_PROMPT, cache_slots, step
 from .llama.model import KVCache
 from .llama.prompts import bucket
+from .llama.sharding import of_cache
 from .llama.weights import nbytes
 from .sampling.plain import greedy
 
@@ -29,15 +30,12 @@ def _seconds(model, position, batch, cached, repeats):
     last = np.full(batch, 0 if cached else position - 1, np.int32)
     slots = cache_slots(position + 1) if cached else T
     noise = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)  # zeros would share one page of memory
-    cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype))
+    cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype, of_cache(model.weights, batch)))
     tokens, seeds = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32)
 
     def one():
         nonlocal cache
-        with jax.default_matmul_precision(model.matmul_precision):
-            out, cache, _ = step(
-                model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0
-            )
+        out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0)
         return out
 
     return median_seconds(one, repeats)

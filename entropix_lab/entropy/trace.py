@@ -10,6 +10,7 @@ import numpy as np
 
 from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
 from ..llama.prompts import bucket
+from ..llama.sharding import fetch, of_cache
 from ..sampling import NAMES
 from .inspector import notebook_html, saved_page
 from .metrics import collector, trace_metrics
@@ -186,13 +187,13 @@ def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = Fals
     size = min(slots, CHUNK)
     padded = np.zeros((1, slots + 1), np.int32)
     padded[:, : T + 1] = tokens
-    cache = KVCache.new(model.config, 1, slots, model.dtype)
+    cache = KVCache.new(model.config, 1, slots, model.dtype, of_cache(model.weights, 1))
     check_inputs(model.config, tokens[:, :T], 0, cache)
     parts = []
     for start in range(0, T, size):
         now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
         metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens, attention)
-        parts.append({name: np.asarray(x[0]) for name, x in metrics.items()})
+        parts.append({name: x[0] for name, x in fetch(metrics).items()})
     arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 

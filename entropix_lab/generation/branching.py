@@ -12,6 +12,7 @@ from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, trace_text
 from ..llama.model import KVCache
 from ..llama.prompts import bucket, prompt_rows
+from ..llama.sharding import fetch, of_cache
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
 from ..sampling.plain import bound, greedy, top_p
@@ -195,7 +196,8 @@ class Lanes:
         tokens = np.zeros((size, T), np.int32)
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = prompt
-        cache = KVCache.new(model.config, size, cache_slots(max(T, lengths.max() + new_tokens)), model.dtype)
+        slots, where = cache_slots(max(T, lengths.max() + new_tokens)), of_cache(model.weights, size)
+        cache = KVCache.new(model.config, size, slots, model.dtype, where)
         last = tokens[np.arange(size), lengths - 1]
         lanes = cls(model, cache, sampler.init(size), last, lengths - 1)
         lanes._step(greedy(), (), tokens, 0 * lengths, lengths - 1, np.zeros(size, np.uint32), 0)
@@ -203,10 +205,9 @@ class Lanes:
 
     def _step(self, sampler, state, tokens, start_pos, last, seeds, count):
         weights = self.model.decode_weights
-        with jax.default_matmul_precision(self.model.matmul_precision):
-            out, self.cache, state = step(
-                weights, self.model.config, sampler, tokens, start_pos, last, self.cache, state, seeds, count
-            )
+        out, self.cache, state = step(
+            weights, self.model.config, sampler, tokens, start_pos, last, self.cache, state, seeds, count
+        )
         return out, state
 
     def decode(self, sampler, room, seeds, ends):
@@ -222,7 +223,7 @@ class Lanes:
             out, self.state = self._step(
                 sampler, self.state, self.last[:, None], self.position, 0 * self.position, seeds, count
             )
-            token, logprob = jax.device_get((out["token"], out["logprob"]))
+            token, logprob = fetch((out["token"], out["logprob"]))
             for i in np.flatnonzero(going):
                 found[i][0].append(int(token[i]))
                 found[i][1].append(float(logprob[i]))

@@ -10,6 +10,7 @@ from ..compiler import EXACT
 from ..entropy.metrics import attention_metrics, collector, entropy_varentropy, trace_metrics
 from ..llama.model import KVCache, head, no_tap, transformer
 from ..llama.prompts import bucket
+from ..llama.sharding import of_cache
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
@@ -72,23 +73,19 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
     for i, row in enumerate(read):
         tokens[i, : len(row)], last[i] = row, len(row) - 1
     slots = lambda n: min(cache_slots(n), max_seq_len)
-    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype)
+    cache = KVCache.new(config, B, slots(max(T, lengths.max() + 1)), model.dtype, of_cache(weights, B))
     state, seeds = sampler.init(B), np.array(seeds, np.uint32)
-    with jax.default_matmul_precision(model.matmul_precision):
-        out, cache, state = step(
-            weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
-        )
+    out, cache, state = step(
+        weights, config, sampler, tokens, np.zeros(U, np.int32), last, cache, state, seeds, 0, trace, shared
+    )
     for count in range(1, max_new_tokens + 1):
         position = lengths + np.int32(count - 1)
         if count == max_new_tokens or position.min() >= max_seq_len:
             break
         if position.max() >= cache.max_seq_len:
             cache = grow(cache, slots(position.max() + 1))
-        with jax.default_matmul_precision(model.matmul_precision):
-            token, last = out["token"][:, None], np.zeros(B, np.int32)
-            ahead, cache, state = step(
-                weights, config, sampler, token, position, last, cache, state, seeds, count, trace
-            )
+        token, last = out["token"][:, None], np.zeros(B, np.int32)
+        ahead, cache, state = step(weights, config, sampler, token, position, last, cache, state, seeds, count, trace)
         yield out
         out = ahead
     yield out

@@ -11,6 +11,15 @@ from .entropy import (
     token_heat,
     two_outcomes,
 )
+from .forks import auroc_table, flip_rate, forked_answer
 from .proof import fault_table, layer_diff, stream_norms
-from .sampling import accuracy_against_surprisal, branch_plane, differences, margins
+from .sampling import (
+    accuracy_against_surprisal,
+    accuracy_by_slope,
+    branch_parameters,
+    branch_plane,
+    differences,
+    kept,
+    margins,
+)
 from .speed import cache_timing, tensor_sizes

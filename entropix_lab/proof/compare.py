@@ -80,13 +80,12 @@ class OurTaps:
         run = Pass(self.model.config, tokens.shape, programs=self.programs)
         x = self.model.weights.tok_embeddings[tokens]
         sink("tok_embeddings", x)
-        with jax.default_matmul_precision(self.model.matmul_precision):
-            for i, w in enumerate(self.model.weights.layer_weights):
-                x, taps = run.layer(w, x, {}, False)
-                for op in OPS:
-                    sink(full_name(i, op), taps[op])
-            for name, value in run.head(self.model.weights, x, {}, False).items():
-                sink(name, value)
+        for i, w in enumerate(self.model.weights.layer_weights):
+            x, taps = run.layer(w, x, {}, False)
+            for op in OPS:
+                sink(full_name(i, op), taps[op])
+        for name, value in run.head(self.model.weights, x, {}, False).items():
+            sink(name, value)
 
 
 def compare_programs(model, reference, prompts, mode, programs, judged=None) -> Report:
@@ -100,7 +99,7 @@ def compare_programs(model, reference, prompts, mode, programs, judged=None) -> 
     work = Comparison(model, tokens, valid, mode, programs, judged)
     hand_out(work.take)
     taps = tuple(rows(work.found, model.dtype, metas, work.samples))
-    where = verdict.environment(**EXACT, matmul=model.matmul_precision or "default", mode=mode)
+    where = verdict.environment(**EXACT, mode=mode)
     expected = len(tap_names(model.config.n_layers))
     return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
-from ..llama.weights import LayerWeights, unfused
+from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, Truth, whole_taps
@@ -54,7 +54,8 @@ class Comparison:
         self.truth, self.runs = Truth(model.config), {"ours": run(programs=programs, stranger=True)}
         self.runs |= {v.name: run(v) for v in VARIANTS}
         # what is on trial must not be its own judge; where nothing is, ours is the run as it is
-        ordinary = programs is INNOCENT and all(type(w) is LayerWeights for w in model.weights.layer_weights)
+        as_loaded = {type(w) for w in model.weights.layer_weights} <= {LayerWeights, SplitLayerWeights}
+        ordinary = programs is INNOCENT and as_loaded
         self.plain = "ours" if ordinary else "plain"
         self.runs |= {} if ordinary else {"plain": run()}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
@@ -70,21 +71,20 @@ class Comparison:
             if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
                 value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
             self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
-        with jax.default_matmul_precision(self.model.matmul_precision):
-            if name == "tok_embeddings":
-                self._embeddings()
-            elif name + "." == prefix:
-                found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
-                truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
-                self.truth_streams = {view: x for view, (x, _) in found.items()}
-                self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
-                self._restart_from("")
-                self.layer += 1
-            elif name == "output":
-                truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
-                self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
-            else:
-                return
+        if name == "tok_embeddings":
+            self._embeddings()
+        elif name + "." == prefix:
+            found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
+            truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
+            self.truth_streams = {view: x for view, (x, _) in found.items()}
+            self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
+            self._restart_from("")
+            self.layer += 1
+        elif name == "output":
+            truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
+            self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
+        else:
+            return
         self.group = {}
 
     def _checked(self, name, value):

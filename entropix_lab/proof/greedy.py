@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from .. import verdict
@@ -136,8 +135,7 @@ class _Rounding:
 
 def _variant_logits(model, tokens, variant) -> np.ndarray:
     run = Pass(model.config, tokens.shape, variant)
-    with jax.default_matmul_precision(model.matmul_precision):
-        x = model.weights.tok_embeddings[tokens]
-        for w in model.weights.layer_weights:
-            x, _ = run.layer(w, x, {}, False)
-        return np.asarray(run.head(model.weights, x, {}, False)["output"])[0]
+    x = model.weights.tok_embeddings[tokens]
+    for w in model.weights.layer_weights:
+        x, _ = run.layer(w, x, {}, False)
+    return np.asarray(run.head(model.weights, x, {}, False)["output"])[0]

@@ -24,7 +24,8 @@ from .variants import AS_IT_IS, widened
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
 # copies are kept, because a reload of the module changes the code of a function in its place.
-_OWNERS = (forward, weights_module, rope, weights_module.LayerWeights, weights_module.FusedLayerWeights)
+_LAYERS = (weights_module.LayerWeights, weights_module.SplitLayerWeights, weights_module.FusedLayerWeights)
+_OWNERS = (forward, weights_module, rope, *_LAYERS)
 _AS_WRITTEN = [(o, name, f, f.__code__) for o in _OWNERS for name, f in vars(o).items() if inspect.isfunction(f)]
 ORIGINALS = {
     name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)
@@ -149,8 +150,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
-        with jax.default_matmul_precision(model.matmul_precision):
-            found, cache = programs.whole(model.weights, model.config, piece, start, cache)
+        found, cache = programs.whole(model.weights, model.config, piece, start, cache)
         taps = found if length == T else _put(taps, found, start, T)
     return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
@@ -262,6 +262,5 @@ def our_taps(model, tokens) -> "dict[str, np.ndarray]":
     cache = KVCache.new(model.config, *tokens.shape, model.dtype)
     check_inputs(model.config, tokens, 0, cache)
     run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
-    with jax.default_matmul_precision(model.matmul_precision):
-        taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
+    taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
     return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}
