@@ -1,7 +1,10 @@
 """The comparison at a real Llama's size: random weights of its exact shape, in the official format.
 
     python benchmarks/llama32_shape.py Llama3.2-1B float32
-    python benchmarks/llama32_shape.py Llama3.1-8B bfloat16 --layers 2 --devices 4    # on virtual devices of a CPU
+    NPROC=16 python benchmarks/llama32_shape.py Llama3.1-8B bfloat16 --layers 2 --devices 4
+
+The last on virtual devices of a CPU. One that waits for the others keeps a thread, and as many as there are cores are
+too few; NPROC gives XLA more.
 
 Writes the checkpoint (bfloat16, as Meta's) into a temporary folder, runs Meta's model and ours one after the other, and
 prints seconds, the peak of anonymous host memory, and the verdict.
