@@ -19,9 +19,10 @@ from .entropy import Trace, effects, entropy_varentropy, heads, intervene, trace
 from .evaluation import calibration, tasks
 from .generation.branching import branch
 from .generation.generate import Generation, chat, generate
-from .llama import rope, weights
+from .llama import rope, sharding, weights
 from .llama.config import CheckpointError, LlamaConfig
 from .llama.model import KVCache, xfmr, xfmr_with_taps
+from .llama.sharding import mesh
 from .llama.weights import LayerWeights, XfmrWeights
 from .proof import faults, hugging_face, taps
 from .proof.compare import compare, compare_compiler

@@ -14,7 +14,7 @@ from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = {  # the longest first
-    "07_samplers": "-p n_tasks 10 -p samples 1 -p plain_samples 2 -p max_new_tokens 3",
+    "07_samplers": "-p n_tokens 4",
     "01_weights": "-p text Hi",
     "04_entropy": "-p text 'A short text.' -p n_tokens 512",
     "05_cache": "-p positions '16 64' -p new_tokens 80",

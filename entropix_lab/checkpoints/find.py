@@ -30,7 +30,8 @@ def find_checkpoint(name) -> Path:
 
 
 def reader_of(folder):
-    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and read_tensors."""
+    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and read_tensors,
+    and in read_parts."""
     return safetensors if (folder / "config.json").is_file() and not _is_official(folder) else meta
 
 

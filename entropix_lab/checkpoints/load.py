@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from ..compiler import use_compilation_cache
+from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
 from ..llama.prompts import to_numpy
-from ..llama.weights import MODULE, LayerWeights, XfmrWeights, decode_weights
+from ..llama.weights import MODULE, LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights, fused
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
 from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
@@ -44,11 +45,6 @@ class Model:
     @property
     def dtype(self) -> str:
         return str(self.weights.tok_embeddings.dtype)
-
-    @property
-    def matmul_precision(self) -> str | None:
-        """For jax.default_matmul_precision: a GPU would take TF32 for float32's products."""
-        return "highest" if self.dtype == "float32" else None
 
     @cached_property
     def decode_weights(self) -> XfmrWeights:
@@ -87,34 +83,40 @@ def load_config(path) -> LlamaConfig:
 
 
 @system_errors()
-def load_model(name, dtype="float32") -> Model:
+def load_model(name, dtype="float32", mesh=None, for_generation: bool = False) -> Model:
     """A model by name ("Llama3.2-1B-Instruct"; see find_checkpoint), by folder in Meta's or Hugging Face's format, or
     the demo ("SmolLM2-135M-Instruct").
 
-    dtype: as for load_and_convert_weights.
+    dtype, mesh: as for load_and_convert_weights. Everything that takes a Model then runs on the mesh's devices.
+    for_generation: keep the weights only in the form that generation reads (see decode_weights), which on a CPU would
+    otherwise be a second copy of all matrices.
     Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
     Raises CheckpointError, which says what to download when the model is not on this machine, and ValueError for a
-    dtype that the forward is not made for.
+    dtype that the forward is not made for and a mesh over which the model cannot be split.
     """
     dtype = dtype_name(dtype)
     use_compilation_cache()
     folder = find_checkpoint(name)
     config = reader_of(folder).read_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    return Model(config, _read_weights(folder, config, jnp.dtype(dtype)), tokenizer, folder)
+    return Model(config, _read_weights(folder, config, jnp.dtype(dtype), mesh, for_generation), tokenizer, folder)
 
 
 @system_errors()
-def load_and_convert_weights(path, dtype="float32") -> XfmrWeights:
-    """The weights of a checkpoint (a folder or a name) as JAX arrays of dtype on the default device.
+def load_and_convert_weights(path, dtype="float32", mesh=None) -> XfmrWeights:
+    """The weights of a checkpoint (a folder or a name) as JAX arrays of dtype on the default device, or on a mesh.
 
     dtype: float32, bfloat16 or float64, by name or as NumPy's, JAX's or PyTorch's; float64 needs 64-bit JAX.
     One tensor at a time, so that the host holds at most the weights and one tensor; bfloat16 files go to bfloat16
-    arrays without a detour. Raises CheckpointError for whatever is wrong with the files, ValueError for another dtype.
+    arrays without a detour.
+    mesh: as lab.mesh makes it. Each device gets the part that Meta's tensor parallelism gives to the rank of its place
+    along "model", from files of either format and of any number of shards; a process reads no more than its devices
+    hold, and of Meta's shards checks the sums of those that it reads. Raises
+    CheckpointError for whatever is wrong with the files, ValueError for another dtype or a mesh that does not fit.
     """
     dtype = jnp.dtype(dtype_name(dtype))
     folder = find_checkpoint(path)
-    return _read_weights(folder, reader_of(folder).read_config(folder), dtype)
+    return _read_weights(folder, reader_of(folder).read_config(folder), dtype, mesh)
 
 
 def read_tokenizer(folder, config) -> Tokenizer | None:
@@ -134,30 +136,50 @@ def read_tensors(folder, config: LlamaConfig):
     return reader_of(folder).read_tensors(folder, config)
 
 
-def _read_weights(folder, config, dtype):
-    verify_checksums(folder)
+def _read_weights(folder, config, dtype, mesh, for_generation=False):
+    unread = ()
+    if mesh is not None:
+        sharding.check_divisible(config, mesh)
+        unread = _of_others(folder, mesh)
+    verify_checksums(folder, unread)
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
     arrays, embeddings = {}, None
-    tensors = read_tensors(folder, config)
+    tensors = reader_of(folder).read_parts(folder, config)
     # a bar for what takes more than two seconds, and in a terminal alone
-    for name, array in tqdm(tensors, f"loading {folder.name}", 3 + 9 * config.n_layers, delay=2, disable=None):
-        if name == "output.weight" and _same(array, embeddings):
+    for name, shape, read in tqdm(tensors, f"loading {folder.name}", 3 + 9 * config.n_layers, delay=2, disable=None):
+        place, indices = None, [(slice(None),) * len(shape)]
+        if mesh is not None:
+            place = sharding.of_weight(mesh, name)
+            indices = place.addressable_devices_indices_map(shape).values()
+        parts = {str(index): read(index) for index in indices}
+        if name == "output.weight" and all(_same(part, embeddings[index]) for index, part in parts.items()):
             arrays[name] = arrays["tok_embeddings.weight"]
+        elif mesh is None:
+            arrays[name] = jax.device_put(_own(*parts.values(), dtype)).block_until_ready()
         else:
-            arrays[name] = _own(array, dtype)
-        embeddings = array if name == "tok_embeddings.weight" else embeddings
-    layer = lambda i: LayerWeights(**{f: arrays[f"layers.{i}.{MODULE[f]}.weight"] for f in LayerWeights._fields})
-    return XfmrWeights(
-        arrays["tok_embeddings.weight"],
-        arrays["norm.weight"],
-        arrays["output.weight"],
-        tuple(layer(i) for i in range(config.n_layers)),
-    )
+            part = lambda index, parts=parts: _own(parts[str(index)], dtype)
+            arrays[name] = jax.make_array_from_callback(shape, place, part).block_until_ready()
+        embeddings = parts if name == "tok_embeddings.weight" else embeddings
+    kind = LayerWeights if mesh is None else SplitLayerWeights
+    layer = lambda i: kind(**{f: arrays.pop(f"layers.{i}.{MODULE[f]}.weight") for f in kind._fields})
+    # layer by layer, so that no more than one is there in two forms
+    one_cpu = mesh is None and jax.default_backend() == "cpu"
+    form = fused if for_generation and one_cpu else lambda w: w
+    outer = (arrays[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
+    weights = XfmrWeights(*outer, tuple(form(layer(i)) for i in range(config.n_layers)))
+    return decode_weights(weights) if for_generation else weights
+
+
+def _of_others(folder, mesh) -> list[Path]:
+    """Meta's shards of which no device of this process holds anything."""
+    files, held = sorted(folder.glob("consolidated.*.pth")), sharding.of_process(mesh)
+    n = len(files)
+    return [f for i, f in enumerate(files) if all(end * n <= i or start * n >= i + 1 for start, end in held)]
 
 
 def _own(array, dtype):
-    """array as a JAX array of dtype, converted and copied in one pass, never a view of a file that may change.
+    """array as one of NumPy's in dtype, converted and copied in one pass, never a view of a file that may change.
 
     NumPy owns the copy and JAX on a CPU refers to it, as it does where memory is aligned to 64 bytes: no second array
     comes and goes. Those that did stayed in the arenas that malloc gives to each of JAX's threads, and took up to 0.6
@@ -167,7 +189,7 @@ def _own(array, dtype):
     start = -memory.ctypes.data % 64
     copy = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
     copy[...] = array
-    return jax.device_put(copy).block_until_ready()
+    return copy
 
 
 def _same(a, b) -> bool:

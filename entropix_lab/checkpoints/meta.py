@@ -1,5 +1,6 @@
 """Meta's own format: params.json and consolidated.*.pth of a folder, verified, as named host arrays."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from ..llama.config import CheckpointError, LlamaConfig
+from ..llama.sharding import shard_dim
 from .sums import check_order, known_sums
 
 
@@ -50,13 +52,6 @@ def tensor_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
             f"layers.{i}.ffn_norm.weight": (D,),
         }
     return shapes
-
-
-def shard_dim(name: str) -> int | None:
-    """The dimension on which Meta's tensor parallelism splits a tensor; None for the norms, which every shard holds."""
-    if "norm" in name:
-        return None
-    return 1 if name.endswith(("wo.weight", "w2.weight")) else 0
 
 
 def open_shards(folder, config: LlamaConfig) -> list[dict]:
@@ -137,27 +132,42 @@ def _raise(error):
     raise error
 
 
-def read_tensors(folder, config: LlamaConfig, report=_raise):
-    """Yield (name, host array) for every tensor of a folder, shards merged, the two largest first.
+def read_parts(folder, config: LlamaConfig, report=_raise):
+    """Yield (name, shape, read) for every tensor of a folder, the two largest first. read(index), a tuple of slices, is
+    that part of the whole tensor as a host array in the dtype of the file (bfloat16 as ml_dtypes.bfloat16): a view of
+    the mapped file where it lies in one, and nothing else of the tensor is touched.
 
-    The arrays are views of the mapped file wherever one shard holds the whole tensor, in the dtype of the file
-    (bfloat16 as ml_dtypes.bfloat16): copy what you keep. Raises CheckpointError; the one for NaN or infinite
-    weights is handed to report, which may go on.
+    Raises CheckpointError; the one for NaN or infinite weights is handed to report, which may go on.
     """
     shards = open_shards(folder, config)
-    for name in tensor_shapes(config):
-        parts = []
-        for i, shard in enumerate(shards[:1] if shard_dim(name) is None else shards):
-            tensor = shard[name]
-            _check_finite(Path(folder) / f"consolidated.{i:02d}.pth", name, tensor, report)
-            parts.append(_as_numpy(tensor))
-        yield name, parts[0] if len(parts) == 1 else np.concatenate(parts, axis=shard_dim(name))
+    for name, shape in tensor_shapes(config).items():
+        whole = [shard[name] for shard in (shards[:1] if shard_dim(name) is None else shards)]
+        yield name, shape, functools.partial(_read_part, Path(folder), name, whole, report)
 
 
-def _check_finite(file, name, tensor, report):
+def _read_part(folder, name, shards, report, index):
+    dim = shard_dim(name) or 0
+    size = shards[0].shape[dim]
+    start, stop, _ = index[dim].indices(size * len(shards))
+    parts = []
+    for i in range(start // size, -(-stop // size)):
+        here = list(index)
+        here[dim] = slice(max(start - i * size, 0), min(stop - i * size, size))
+        part = _as_numpy(shards[i])[tuple(here)]
+        _check_finite(folder / f"consolidated.{i:02d}.pth", name, part, report)
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=dim)
+
+
+def read_tensors(folder, config: LlamaConfig, report=_raise):
+    """Yield (name, host array) for every tensor of a folder, whole, as read_parts does: copy what you keep."""
+    for name, shape, read in read_parts(folder, config, report):
+        yield name, read((slice(None),) * len(shape))
+
+
+def _check_finite(file, name, array, report):
     # What is not finite has the largest bit patterns of its sign: the greatest of them as signed and as unsigned whole
     # numbers are found at the speed of memory, without an array of their size.
-    array = _as_numpy(tensor)
     for kind, infinite in (("i", np.inf), ("u", -np.inf)):
         bits = f"{kind}{array.itemsize}"
         if array.view(bits).max() >= np.array(infinite, array.dtype).view(bits):

@@ -4,6 +4,7 @@ Hugging Face pairs the entries j and j + H/2 of a head for RoPE where Meta pairs
 are put back; every other tensor is the one in the file.
 """
 
+import functools
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
@@ -155,6 +156,12 @@ def open_tensors(folder, config: LlamaConfig):
     The tensors are views of the mapped files, but for wq and wk. Raises CheckpointError for an index that names what is
     not there, a damaged file, and every missing, unexpected or misshaped tensor (all are named at once).
     """
+    for name, file, tensor in _in_their_layout(folder, config):
+        paired = name.endswith(("wq.weight", "wk.weight"))
+        yield name, file, rows_to_pairs(tensor, config.head_dim) if paired else tensor
+
+
+def _in_their_layout(folder, config):
     folder = Path(folder)
     tied = read_json(folder / "config.json").get("tie_word_embeddings") is True
     files = _open_files(folder)
@@ -193,8 +200,6 @@ def open_tensors(folder, config: LlamaConfig):
                     f"{found[theirs]}: lm_head.weight differs from model.embed_tokens.weight, and config.json "
                     "says that they are one. Is it another model's config.json?"
                 )
-        if name.endswith(("wq.weight", "wk.weight")):
-            tensor = rows_to_pairs(tensor, config.head_dim)
         yield name, found[theirs], tensor
 
 
@@ -245,12 +250,22 @@ def _open_files(folder) -> dict:
     return opened
 
 
-def read_tensors(folder, config: LlamaConfig, report=_raise):
-    """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder, as meta.read_tensors does.
+def read_parts(folder, config: LlamaConfig, report=_raise):
+    """Yield (Meta's name, shape, read) for every tensor of a Hugging Face folder, as meta.read_parts does. Parts are
+    views of the mapped files, but for wq and wk, of which whole heads are copied into Meta's order."""
+    for name, file, tensor in _in_their_layout(folder, config):
+        head_dim = config.head_dim if name.endswith(("wq.weight", "wk.weight")) else None
+        yield name, tuple(tensor.shape), functools.partial(_read_part, file, name, tensor, head_dim, report)
 
-    The arrays are views of the mapped files in their dtype, but for wq and wk, which are copies: copy what you keep.
-    Raises CheckpointError; the one for NaN or infinite weights is handed to report, which may go on.
-    """
-    for name, file, tensor in open_tensors(folder, config):
-        _check_finite(file, hugging_face_name(name), tensor, report)
-        yield name, _as_numpy(tensor)
+
+def _read_part(file, name, tensor, head_dim, report, index):
+    part = _as_numpy(tensor)[index]
+    _check_finite(file, hugging_face_name(name), part, report)
+    return part if head_dim is None else rows_to_pairs(part, head_dim)
+
+
+def read_tensors(folder, config: LlamaConfig, report=_raise):
+    """Yield (Meta's name, host array in Meta's layout) for every tensor of a Hugging Face folder: copy what you
+    keep."""
+    for name, shape, read in read_parts(folder, config, report):
+        yield name, read((slice(None),) * len(shape))

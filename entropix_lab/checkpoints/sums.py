@@ -14,8 +14,10 @@ from ..llama.config import CheckpointError
 READ = (".pth", ".safetensors", ".json", ".model")  # what the readers open
 
 
-def verify_checksums(folder) -> dict[str, str]:
+def verify_checksums(folder, unread=()) -> dict[str, str]:
     """Compare the files of a folder with every sum that is known for them; file name -> what it agrees with.
+
+    unread: files that are left out, because another process reads them.
 
     Known are the md5 lines of checklist.chk, the names that a Hugging Face cache gives to its files (their sha256, or
     git's sha1), and else the CRC-32 that torch writes into a .pth file beside each tensor. Safetensors files carry no
@@ -24,7 +26,7 @@ def verify_checksums(folder) -> dict[str, str]:
     Raises CheckpointError that names the damaged or missing file: Meta's downloader appends to what an interrupted run
     left, so a file can be too long and "successfully downloaded".
     """
-    sums = known_sums(folder)
+    sums = {file: known for file, known in known_sums(folder).items() if file not in unread}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock to others
         return dict(zip([f.name for f in sums], pool.map(lambda f: check_sum(f, *sums[f]), sums), strict=True))
 
@@ -95,13 +97,13 @@ PROGRESS = dict(unit="B", unit_scale=True, delay=2, disable=None, leave=False)
 
 
 @functools.lru_cache(None)
-def _records(file, size, *state) -> str:
-    """The name under which torch saved a .pth file, once every record in it has the CRC-32 that stands beside it."""
+def _records(file, size, *state) -> None:
+    """Raises CheckpointError unless every record of a .pth file has the CRC-32 that stands beside it."""
     damaged = f"{file}: expected a torch file of {size:,} bytes whose records have their CRC-32, found "
     again = ". Delete it and download it again."
     try:
         with zipfile.ZipFile(file) as archive, open(file, "rb") as f:
-            bad, root = archive.testzip(), archive.namelist()[0].split("/")[0]
+            bad = archive.testzip()
             first = min(record.header_offset for record in archive.infolist())
             f.seek(-22, os.SEEK_END)
             last = f.read(4)
@@ -111,7 +113,12 @@ def _records(file, size, *state) -> str:
         raise CheckpointError(f"{damaged}another in the record {bad}{again}")
     if first or last != b"PK\5\6":
         raise CheckpointError(f"{damaged}bytes that belong to no record: a download was appended to another{again}")
-    return root
+
+
+def _root(file) -> str:
+    """The name under which torch saved a .pth file that was read before."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.namelist()[0].split("/")[0]
 
 
 @contextlib.contextmanager
@@ -126,7 +133,7 @@ def system_errors():
 def check_order(files) -> None:
     """Raises CheckpointError for shards that changed places, where their names are in them (torch.save writes it)."""
     names = [f.stem for f in files]
-    roots = [_records(*_state(f)) for f in files]
+    roots = [_root(f) for f in files]
     if roots != names and sorted(roots) == names:
         file, root = next((f, r) for f, r in zip(files, roots, strict=True) if f.stem != r)
         raise CheckpointError(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..llama.config import CheckpointError, LlamaConfig
+from ..llama.sharding import shard_dim
 from ..llama.weights import by_name
-from .meta import shard_dim, tensor_shapes
+from .meta import tensor_shapes
 from .safetensors import config_json, hugging_face_name, to_halves
 from .sums import digest
 

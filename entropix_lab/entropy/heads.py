@@ -45,8 +45,7 @@ def kinds(model, length: int = 48, rows: int = 4, seed: int = 0) -> dict[str, np
     T = tokens.shape[1]
     cache = KVCache.new(model.config, rows, T, model.dtype)
     check_inputs(model.config, tokens, 0, cache)
-    with jax.default_matmul_precision(model.matmul_precision):
-        shares = np.asarray(_shares(model.weights, model.config, tokens, cache, length))
+    shares = np.asarray(_shares(model.weights, model.config, tokens, cache, length))
     return dict(zip(KINDS, np.moveaxis(shares, 1, 0), strict=True))
 
 

@@ -57,15 +57,14 @@ def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool
     _check_names(model, [*changes, *keep])
     cache = KVCache.new(model.config, len(tokens), tokens.shape[1] + max_new_tokens, model.dtype)
     now, parts, kept = tokens, [], None
-    with jax.default_matmul_precision(model.matmul_precision):
-        for n in range(max_new_tokens + 1):
-            start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
-            logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep)
-            kept = kept if n else {name: np.asarray(x) for name, x in seen.items()}
-            parts.append({name: np.asarray(x) for name, x in ({"logits": logits} | found).items()})
-            if n < max_new_tokens:
-                now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
-                tokens = np.concatenate([tokens, now], 1)
+    for n in range(max_new_tokens + 1):
+        start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
+        logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep)
+        kept = kept if n else {name: np.asarray(x) for name, x in seen.items()}
+        parts.append({name: np.asarray(x) for name, x in ({"logits": logits} | found).items()})
+        if n < max_new_tokens:
+            now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
+            tokens = np.concatenate([tokens, now], 1)
     arrays = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
     of_row = lambda values, i: {name: x[i] for name, x in values.items()}
     runs = [_of_row(model, tokens[i], of_row(arrays, i), trace, of_row(kept, i)) for i in range(len(tokens))]

@@ -6,7 +6,7 @@ Everything is in nats and float32, and under jit: what a caller does not use of 
 import jax
 import jax.numpy as jnp
 
-from ..llama.model import head, no_tap
+from ..llama.model import HIGHEST, head, no_tap
 from ..sampling.draw import likeliest
 
 ALTERNATIVES, WORDS, SOURCES = 10, 5, 8  # kept of a prediction, of a layer's, and of the slots that a head attends to
@@ -117,15 +117,16 @@ def _reductions(scores):
     p = jax.nn.softmax(scores, -1)
     z = jnp.where(p > 0, scores - jnp.max(scores, -1, keepdims=True), 0)
     log_total = -jnp.log(jnp.max(p, -1))
-    mean = jnp.einsum("BKGTS,BKGTS->BKGT", p, z)
-    varentropy = jnp.einsum("BKGTS,BKGTS->BKGT", p * z, z) - mean**2
+    mean = jnp.einsum("BKGTS,BKGTS->BKGT", p, z, precision=HIGHEST)
+    varentropy = jnp.einsum("BKGTS,BKGTS->BKGT", p * z, z, precision=HIGHEST) - mean**2
     # without slot 0: where it is the largest, as sinks are, its z is 0 and nothing cancels
     sink, rest = p[..., 0], jnp.sum(p[..., 1:], -1)
     some = jnp.maximum(rest, jnp.finfo(jnp.float32).tiny)
     without = jnp.where(rest > 0, log_total + jnp.log(some) - (mean - sink * z[..., 0]) / some, 0)
 
     B, K, G, T, _ = p.shape
-    average = jnp.einsum("BKGTS,KG->BTS", p, jnp.full((K, G), 1 / (K * G), p.dtype))
+    of_heads = jnp.full((K, G), 1 / (K * G), p.dtype)
+    average = jnp.einsum("BKGTS,KG->BTS", p, of_heads, precision=HIGHEST)
     distances = jnp.sum(jnp.abs(p - average[:, None, None]), -1) / 2
     live = scores[:, 0, 0] > -jnp.inf
     magnitudes = jnp.sum(jnp.where(live[:, None, None], jnp.abs(scores), 0), -1)

@@ -1,16 +1,15 @@
-"""Does it help? Samplers on the same tasks, and what can be said of the difference."""
+"""Does it help? Samplers on the same tasks, the forks of their answers, and what can be said of the difference."""
 
+from . import forks
 from .runs import (
-    Paired,
     Panel,
     Run,
     best_of,
     chat_prompts,
     evaluate,
-    interval,
+    majority,
     make_run,
-    matched_temperature,
-    paired,
     step_seconds,
     within_budget,
 )
+from .statistics import Paired, Tallied, by_task, holm, interval, matched, paired, tallied

@@ -1,7 +1,4 @@
-"""Samplers on the same prompts and seeds, and what can be said about the difference.
-
-The unit is the task: samples of one task depend on each other, so every interval and test resamples tasks.
-"""
+"""Samplers on the same prompts and seeds."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +12,6 @@ from ..sampling.plain import bound
 from ..timing import median_seconds
 
 SYSTEM = "Answer briefly."
-RESAMPLES = 4000
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +90,7 @@ class Panel:
 def evaluate(model, tasks, samplers, samples=2, max_new_tokens=20, seed=0, system=SYSTEM, batch=64) -> dict:
     """{name: Run} for a dict of samplers, all in one compiled program. Sample j of task i has the same seed under each.
 
-    Prompts are chats with the system message (None for the model's default). Up to about `batch` rows are decoded
+    Prompts are chats with the system message (None or "" for the model's default). Up to about `batch` rows are decoded
     together; that changes no result."""
     prompts, n = chat_prompts(model, tasks, system), len(samplers)
     pairs = [(i, j) for i in np.argsort([len(p) for p in prompts], kind="stable") for j in range(samples)]
@@ -130,7 +126,7 @@ def make_run(name, tasks, gens) -> Run:
 
 def chat_prompts(model, tasks, system=SYSTEM) -> list:
     """The tasks as token ids of a chat with that system message."""
-    first = [] if system is None else [{"role": "system", "content": system}]
+    first = [] if not system else [{"role": "system", "content": system}]
     return [model.tokenizer.encode_dialog_prompt([*first, {"role": "user", "content": t.prompt}]) for t in tasks]
 
 
@@ -139,10 +135,14 @@ def best_of(run, n) -> Run:
     Run of one sample to a task."""
     among = np.arange(run.surprisal.shape[1]) < np.broadcast_to(n, len(run.surprisal))[:, None]
     best = np.argmin(np.where(among, run.surprisal, np.inf), 1)[:, None]
-    pick = lambda x: np.take_along_axis(x, best, 1)
-    nested = lambda rows: [[row[b]] for row, b in zip(rows, best[:, 0], strict=True)]
-    arrays = (pick(run.passed), pick(run.length), pick(run.surprisal))
-    return Run(f"best of {np.mean(n):.3g}, {run.name}", nested(run.texts), nested(run.tokens), *arrays)
+    return _picked(f"best of {np.mean(n):.3g}, {run.name}", run, best)
+
+
+def _picked(name, run, index):
+    """Of each task the sample at index [n,1]."""
+    pick = lambda x: np.take_along_axis(x, index, 1)
+    nested = lambda rows: [[row[i]] for row, i in zip(rows, index[:, 0], strict=True)]
+    return Run(name, nested(run.texts), nested(run.tokens), pick(run.passed), pick(run.length), pick(run.surprisal))
 
 
 def within_budget(run, spent) -> np.ndarray:
@@ -155,53 +155,14 @@ def within_budget(run, spent) -> np.ndarray:
     return np.array(counts)
 
 
-def interval(values, seed=0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of values [n,k] or [n], tasks resampled."""
-    from scipy import stats
-
-    per_task = np.asarray(values, float).reshape(len(values), -1).mean(1)
-    rng = np.random.default_rng(seed)
-    found = stats.bootstrap((per_task,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng)
-    return tuple(map(float, found.confidence_interval))
-
-
-@dataclass(frozen=True)
-class Paired:
-    """The mean difference of accuracy, its 95 % interval, p of the sign-flip test, and detectable: the smallest
-    difference that a test of this size finds in four cases out of five (two-sided 5 %)."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
-    detectable: float
-
-    def __str__(self):
-        bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.difference:+.3f} {bounds}, p {self.p:.3f}, detectable {self.detectable:.3f}"
-
-
-def paired(a: Run, b: Run, seed=0) -> Paired:
-    """a against b on the same tasks: the difference of each task's mean, bootstrap interval, and the permutation test
-    that flips the sign of each task's difference."""
-    from scipy import stats
-
-    d = a.passed.mean(1) - b.passed.mean(1)
-    flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": np.random.default_rng(seed)}
-    p = stats.permutation_test((d,), np.mean, vectorized=True, **flips).pvalue
-    # 1.96 + 0.84: quantiles of the normal distribution for 5 % two-sided and 80 % power
-    return Paired(float(d.mean()), *interval(d, seed), float(p), float(2.8 * stats.sem(d)))
-
-
-def matched_temperature(temperatures, runs, target: float) -> float:
-    """The temperature at which plain sampling would have the mean surprisal target: interpolated between runs, and
-    beyond the hottest one along the parabola through the logarithms of the last three."""
-    surprisal = np.maximum.accumulate([run.mean_surprisal for run in runs])
-    if target <= surprisal[-1]:
-        return float(np.interp(target, surprisal, temperatures))
-    parabola = np.polyfit(temperatures[-3:], np.log(surprisal[-3:]), 2)
-    hotter = np.linspace(temperatures[-1], 2 * temperatures[-1], 1001)
-    return float(np.interp(np.log(target), np.maximum.accumulate(np.polyval(parabola, hotter)), hotter))
+def majority(run, tasks) -> Run:
+    """Of each task's samples the likeliest of those whose final answer (Task.final) is the most frequent, of equally
+    frequent answers again the likeliest: a Run of one sample to a task."""
+    best = []
+    for task, texts, surprisal in zip(tasks, run.texts, run.surprisal, strict=True):
+        finals = [task.final(text) for text in texts]
+        best.append(max(range(len(texts)), key=lambda j: (finals.count(finals[j]), -surprisal[j])))
+    return _picked(f"majority, {run.name}", run, np.array(best)[:, None])
 
 
 def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) -> float:

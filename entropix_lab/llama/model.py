@@ -15,6 +15,10 @@ import numpy as np
 from .config import dtype_name
 from .rope import apply_rotary_emb, precompute_freqs_cis
 
+# On every product of float32, here and in other folders: a GPU or a TPU computes it in TF32 or bfloat16 unless told
+# otherwise. It changes nothing of products of bfloat16.
+HIGHEST = jax.lax.Precision.HIGHEST
+
 
 class KVCache(NamedTuple):
     """Rotated keys and values: n_layers arrays [B,S,K,H] each. Slots not yet written may hold anything finite."""
@@ -23,9 +27,12 @@ class KVCache(NamedTuple):
     v: tuple[jax.Array, ...]
 
     @classmethod
-    def new(cls, config, batch: int = 1, max_seq_len: int = 512, dtype="float32") -> "KVCache":
-        """An empty cache with max_seq_len slots to a row, in the dtype in which the forward computes."""
-        zeros = lambda: jnp.zeros((batch, max_seq_len, config.n_kv_heads, config.head_dim), dtype_name(dtype))
+    def new(cls, config, batch: int = 1, max_seq_len: int = 512, dtype="float32", device=None) -> "KVCache":
+        """An empty cache with max_seq_len slots to a row, in the dtype in which the forward computes.
+
+        device: where, as for jnp.zeros; sharding.of_cache says it for weights on a mesh."""
+        shape = (batch, max_seq_len, config.n_kv_heads, config.head_dim)
+        zeros = lambda: jnp.zeros(shape, dtype_name(dtype), device=device)
         return cls(*(tuple(zeros() for _ in range(config.n_layers)) for _ in range(2)))
 
     @property
@@ -38,10 +45,13 @@ def at_least_float32(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def linear(x, w):
-    """x [...,in] times a weight in Meta's layout [out,in]; a weight wider than x rounds its result to x's dtype."""
+def linear(x, w, sums=None):
+    """x [...,in] times a weight in Meta's layout [out,in]; a weight wider than x rounds its result to x's dtype.
+
+    sums: the dtype of the sums before that, None for that of the operands (inside a product all add up in float32).
+    """
     # not x @ w.T: with JAX 0.12 a token then takes six times as long on a CPU (127 ms for 21 of the demo model)
-    return jnp.einsum("...D,ND->...N", x, w).astype(x.dtype)
+    return jnp.einsum("...D,ND->...N", x, w, precision=HIGHEST, preferred_element_type=sums).astype(x.dtype)
 
 
 def rms_norm(x, weight, eps):
@@ -68,7 +78,7 @@ def attention(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):
 
     keys, values = write_rows(cache_k, xk, start_pos), write_rows(cache_v, xv, start_pos)
     out = attend(xq, keys, values, mask, tap).reshape(B, T, N * H)
-    return tap("wo", linear(out, w.wo)), keys, values
+    return tap("wo", w.attention_out(linear, out)), keys, values
 
 
 def attend(xq, keys, values, mask, tap):
@@ -77,11 +87,12 @@ def attend(xq, keys, values, mask, tap):
     K = keys.shape[2]
     # query head n reads key/value head n // G: no copies of the keys are made
     xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys)
+    scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys, precision=HIGHEST)
     scores = (at_least_float32(scores) / math.sqrt(H)).astype(xq.dtype)
     scores = tap("scores", jnp.where(mask, scores, -jnp.inf))
     probs = tap("probs", softmax(scores))
-    return jnp.einsum("BKGTS,BSKH->BKGTH", probs, values).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    out = jnp.einsum("BKGTS,BSKH->BKGTH", probs, values, precision=HIGHEST)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 
 def softmax(scores):
@@ -95,7 +106,7 @@ def silu(x):
 def feed_forward(w, x, tap):
     gate, up = w.gate_up(linear, x)
     gate, up = tap("w1", gate), tap("w3", up)
-    return tap("w2", linear(silu(gate) * up, w.w2))
+    return tap("w2", w.down(linear, silu(gate) * up))
 
 
 def block(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):

@@ -11,6 +11,15 @@ from .entropy import (
     token_heat,
     two_outcomes,
 )
-from .proof import fault_table, layer_diff, stream_norms
-from .sampling import accuracy_against_surprisal, branch_plane, differences, margins
-from .speed import cache_timing, tensor_sizes
+from .forks import auroc_table, flip_rate, forked_answer
+from .proof import fault_table, layer_diff, op_noise, stream_norms, three_views
+from .sampling import (
+    accuracy_against_surprisal,
+    accuracy_by_slope,
+    branch_parameters,
+    branch_plane,
+    differences,
+    kept,
+    margins,
+)
+from .speed import batch_rates, cache_timing, roofline, tensor_sizes, token_parts

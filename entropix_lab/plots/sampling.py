@@ -3,8 +3,9 @@
 import numpy as np
 
 from ..colours import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY
-from ..evaluation.runs import interval
-from .entropy import MARKERS
+from ..evaluation.statistics import interval
+from ..sampling import BRANCHES
+from .entropy import MARKERS, _label
 from .style import figure, styled
 
 
@@ -23,17 +24,17 @@ def margins(generations, rounding=1e-5):
 
 @styled
 def accuracy_against_surprisal(runs, plain):
-    """Accuracy of sampler runs, with 95 % intervals over tasks, against the mean surprisal of what they drew. The names
-    in `plain` are one sampler at several temperatures: a line, against which the others are read."""
-    fig, ax = figure(figsize=(9, 4.2))
-    colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666"])
+    """Accuracy of sampler runs (a dict of Tallied), with 95 % intervals over tasks, against the mean surprisal of what
+    they drew. The names in `plain` are one sampler at several temperatures: a line, against which the others are read.
+    """
+    fig, ax = figure(figsize=(9, 4.6))
+    colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"])
     markers = iter("os^DvPX*")
-    line = [(runs[name].mean_surprisal, runs[name].accuracy) for name in plain]
+    line = [(runs[name].mean_surprisal, runs[name].accuracy.mean()) for name in plain]
     ax.plot(*np.array(line).T, "--", color=BLUE, lw=1.5, zorder=1, label="plain, by temperature")
     for name, run in runs.items():
         colour = BLUE if name in plain else next(colours)
-        low, high = interval(run.passed)
-        x, y = run.mean_surprisal, run.accuracy
+        (low, high), x, y = interval(run.accuracy), run.mean_surprisal, run.accuracy.mean()
         ax.errorbar(
             x,
             y,
@@ -41,22 +42,28 @@ def accuracy_against_surprisal(runs, plain):
             fmt="o" if name in plain else next(markers),
             color=colour,
             capsize=3,
-            ms=7,
+            ms=4 if name in plain else 8,
+            zorder=2 if name in plain else 3,
             label=None if name in plain else name,
         )
         if name in plain:
-            ax.annotate(name, (x, y), (6, 6), textcoords="offset points", color=BLUE, fontsize=8.5)
-    ax.set(xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
+            below = plain.index(name) % 2 == 0  # neighbours' names on different sides
+            place = dict(xytext=(-4, -12), ha="right") if below else dict(xytext=(4, 6))
+            ax.annotate(name, (x, y), textcoords="offset points", color=BLUE, fontsize=8.5, **place)
+    ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
+    ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
+    ax.minorticks_off()
     ax.legend(loc="upper right", ncols=2)
     return ax
 
 
 @styled
 def differences(comparisons):
-    """A dict of evaluation.Paired as points with 95 % intervals; the grey band is what this size cannot detect."""
-    fig, ax = figure(figsize=(8, 0.5 * len(comparisons) + 1))
+    """A dict of evaluation.Paired as points with 95 % intervals; the grey bars are what this size cannot detect."""
+    fig, ax = figure(figsize=(8, 0.45 * len(comparisons) + 1))
     for i, c in enumerate(comparisons.values()):
-        ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0)
+        label = "detectable in fewer than four cases of five" if i == 0 else None
+        ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
         ax.errorbar(
             c.difference, i, xerr=[[c.difference - c.low], [c.high - c.difference]], fmt="o", color=RED, capsize=3
         )
@@ -65,18 +72,88 @@ def differences(comparisons):
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="difference of accuracy")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.35 / len(comparisons)))
     return ax
 
 
 @styled
-def branch_plane(entropy, varentropy, branch, names):
-    """Steps in the plane of entropy (bits) and varentropy (bits^2), coloured by the branch taken, with its share."""
-    fig, ax = figure(figsize=(8, 4.2))
-    for i, (name, colour, marker) in enumerate(zip(names, COLOURS, MARKERS, strict=True)):
+def accuracy_by_slope(runs):
+    """Accuracy of {slope: Tallied} with 95 % intervals over tasks, and beside it the surprisal that was to be equal."""
+    fig, (ax, beside) = figure(1, 2, figsize=(10, 3.6), width_ratios=(2, 1), sharex=True)
+    slopes = sorted(runs)
+    accuracy = np.array([runs[s].accuracy.mean() for s in slopes])
+    low, high = np.array([interval(runs[s].accuracy) for s in slopes]).T
+    ax.errorbar(slopes, accuracy, [accuracy - low, high - accuracy], fmt="o-", color=BLUE, capsize=4, ms=7)
+    ax.set(ylabel="accuracy", ylim=(0, None))
+    ax.set_title("cooler where it hesitates  <   slope   >  hotter where it hesitates", loc="center")
+    beside.plot(slopes, [runs[s].mean_surprisal for s in slopes], "s--", color=RED, ms=6)
+    beside.set(ylabel="mean surprisal of the drawn tokens, nats", ylim=(0, None))
+    for axes in (ax, beside):
+        axes.set(xlabel="slope of log T over entropy, 1/nat", xticks=slopes)
+    return ax
+
+
+@styled
+def branch_plane(entropy, varentropy, branch, sampler):
+    """Steps in the plane of entropy (nats) and varentropy (nats^2), coloured by the branch that the threshold sampler
+    takes, with its share; dotted: its thresholds, which it keeps in bits. The axes are square roots: most steps are
+    near the corner."""
+    fig, ax = figure(figsize=(8.5, 4.6))
+    for i, (name, colour, marker) in enumerate(zip(BRANCHES, COLOURS, MARKERS, strict=True)):
         of = np.asarray(branch) == i
-        ax.plot(
-            entropy[of], varentropy[of], marker, color=colour, ms=3.5, alpha=0.6, mew=0, label=f"{name} {of.mean():.1%}"
-        )
-    ax.set(xlabel="entropy, bits", ylabel="varentropy, bits²", ylim=(0, None), xlim=(0, None))
-    ax.legend(loc="upper right", markerscale=2)
+        label = f"{name} {of.mean():.1%}"
+        ax.plot(entropy[of], varentropy[of], marker, color=colour, ms=4, alpha=0.6, mew=0, label=label)
+    for name in ("low", "medium", "high"):
+        x = getattr(sampler, f"{name}_entropy") * np.log(2)
+        ax.axvline(x, color="0.3", ls=":", lw=1.2)
+        ax.annotate(f"{name}\n{x:.2f}", (x, 1), (3, -4), xycoords=("data", "axes fraction"), **SMALL)
+    for name in ("low", "high"):
+        y = getattr(sampler, f"{name}_varentropy") * np.log(2) ** 2
+        ax.axhline(y, color="0.3", ls=":", lw=1.2)
+        ax.annotate(f"{name} {y:.2f}", (1, y), (-4, 3), xycoords=("axes fraction", "data"), **SMALL | RIGHT)
+    root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)
+    ax.set_xscale("function", functions=root)
+    ax.set_yscale("function", functions=root)
+    ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", ylim=(0, None), xlim=(0, None))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    return ax
+
+
+SMALL = dict(textcoords="offset points", fontsize=8, color="0.3", va="top")
+RIGHT = dict(ha="right", va="bottom")
+
+
+@styled
+def branch_parameters(pieces, info):
+    """What the threshold sampler drew each token of a text with, from what it reported (Generation.info): temperature,
+    top-p, and of how many of the likeliest tokens, coloured by branch."""
+    fig, axes = figure(3, 1, figsize=(12, 4.8), sharex=True)
+    at, branch = np.arange(len(pieces)), info["branch"]
+    for ax, name in zip(axes, ("temperature", "top_p", "top_k"), strict=True):
+        for i in np.unique(branch):
+            of = branch == i
+            count = f"{BRANCHES[i]} ({of.sum()})"
+            ax.plot(at[of], info[name][of], MARKERS[i], color=COLOURS[i], ms=5.5, label=count)
+        ax.set(ylabel=name.replace("_", "-"), ylim=(0, 1.15 * info[name].max()))
+    axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)
+    axes[2].set_xticks(at, map(_label, pieces), rotation=90, fontsize=8)
+    axes[2].set_xlim(-0.6, len(pieces) - 0.4)
+    return axes
+
+
+@styled
+def kept(probabilities, pieces, filters):
+    """The likeliest next tokens with their probabilities (bars), and which of them each filter keeps (dots).
+
+    filters: {name: bool [V]}; probabilities [V] and the pieces of their tokens, both by falling probability."""
+    fig, ax = figure(2, 1, figsize=(10, 4.4), sharex=True, height_ratios=(2, 1.2))
+    n = len(pieces)
+    ax[0].bar(range(n), probabilities[:n], color=BLUE, width=0.7)
+    ax[0].set(ylabel="probability")
+    for y, mask in enumerate(filters.values()):
+        colour, marker = COLOURS[(y + 1) % 5], MARKERS[y % 5]
+        ax[1].plot(np.flatnonzero(mask[:n]), np.full(mask[:n].sum(), y), marker, color=colour, ms=6)
+    ax[1].set_yticks(range(len(filters)), [f"{name}: {mask.sum()}" for name, mask in filters.items()])
+    ax[1].set_ylim(len(filters) - 0.5, -0.5)
+    ax[1].set_xticks(range(n), map(_label, pieces), rotation=90)
     return ax

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
-from ..llama.weights import LayerWeights, unfused
+from ..llama.sharding import gathered
+from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, Truth, whole_taps
@@ -43,7 +44,9 @@ class Comparison:
         """judged: a dict that keeps what the runs that are not on trial gave, for a comparison by other programs of the
         same model, tokens, mode and reference."""
         self.model, self.tokens, self.valid = model, tokens, valid
-        self.judged = {} if judged is None else judged
+        self.judged, of = {} if judged is None else judged, (model.config, model.dtype, mode, tokens.tobytes())
+        if self.judged.setdefault("of", of) != of:
+            raise ValueError("judged: expected the runs of this model, mode and prompts, found others: pass a new dict")
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
         self.groups = 0  # of taps that were compared, a layer's or what lies outside the layers
@@ -54,7 +57,8 @@ class Comparison:
         self.truth, self.runs = Truth(model.config), {"ours": run(programs=programs, stranger=True)}
         self.runs |= {v.name: run(v) for v in VARIANTS}
         # what is on trial must not be its own judge; where nothing is, ours is the run as it is
-        ordinary = programs is INNOCENT and all(type(w) is LayerWeights for w in model.weights.layer_weights)
+        as_loaded = {type(w) for w in model.weights.layer_weights} <= {LayerWeights, SplitLayerWeights}
+        ordinary = programs is INNOCENT and as_loaded
         self.plain = "ours" if ordinary else "plain"
         self.runs |= {} if ordinary else {"plain": run()}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
@@ -70,21 +74,21 @@ class Comparison:
             if not self.valid.all():  # what their padding holds may be anything, and 0 * NaN is NaN
                 value = jnp.where(np.expand_dims(self.valid, over(name, value)), value, 0)
             self.group[(name + ".").removeprefix(prefix).removesuffix(".")] = value
-        with jax.default_matmul_precision(self.model.matmul_precision):
-            if name == "tok_embeddings":
-                self._embeddings()
-            elif name + "." == prefix:
-                found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
-                truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
-                self.truth_streams = {view: x for view, (x, _) in found.items()}
-                self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
-                self._restart_from("")
-                self.layer += 1
-            elif name == "output":
-                truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
-                self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
-            else:
-                return
+        if name == "tok_embeddings":
+            self._embeddings()
+        elif name + "." == prefix:
+            found = self.truth.layer(gathered(self._weights("truth")), self.truth_streams, self.group)
+            truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
+            self.truth_streams = {view: x for view, (x, _) in found.items()}
+            self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
+            self._restart_from("")
+            self.layer += 1
+        elif name == "output":
+            small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
+            truth = self.truth.head(gathered(small), self.truth_streams, self.group)
+            self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
+        else:
+            return
         self.group = {}
 
     def _checked(self, name, value):
@@ -111,7 +115,7 @@ class Comparison:
         return value
 
     def _embeddings(self):
-        x = self.model.weights.tok_embeddings[self.tokens]
+        x = gathered(self.model.weights.tok_embeddings[self.tokens])
         self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
         truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}

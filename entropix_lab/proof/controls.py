@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..llama.model import at_least_float32, attend
+from ..llama.model import HIGHEST, at_least_float32, attend
 from ..llama.rope import precompute_freqs_cis
 from ..llama.weights import LayerWeights, XfmrWeights
 from . import truth
@@ -28,14 +28,18 @@ def _table_from_float64(config, end, dtype=np.float32):
     return tuple(t.astype(dtype) for t in precompute_freqs_cis(config, end, np.float64))
 
 
+def _product(x, w):
+    return jnp.matmul(x, w.T, precision=HIGHEST)
+
+
 def _sums_in_four_parts(x, w):
-    part = lambda i: at_least_float32(x[..., i::4]) @ at_least_float32(w[:, i::4]).T
+    part = lambda i: _product(at_least_float32(x[..., i::4]), at_least_float32(w[:, i::4]))
     return ((part(0) + part(1)) + (part(2) + part(3))).astype(x.dtype)
 
 
 def _sums_in_random_order(x, w):
     order = np.random.default_rng(0).permutation(x.shape[-1])
-    return (at_least_float32(x[..., order]) @ at_least_float32(w[:, order]).T).astype(x.dtype)
+    return _product(at_least_float32(x[..., order]), at_least_float32(w[:, order])).astype(x.dtype)
 
 
 def _rms_norm_by_the_norm(x, weight, eps):

@@ -18,13 +18,15 @@ from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
 from ..llama.model import KVCache, check_inputs, xfmr_with_taps
+from ..llama.sharding import gathered
 from . import truth
 from .taps import OUTER_OPS, tap_names
 from .variants import AS_IT_IS, widened
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
 # copies are kept, because a reload of the module changes the code of a function in its place.
-_OWNERS = (forward, weights_module, rope, weights_module.LayerWeights, weights_module.FusedLayerWeights)
+_LAYERS = (weights_module.LayerWeights, weights_module.SplitLayerWeights, weights_module.FusedLayerWeights)
+_OWNERS = (forward, weights_module, rope, *_LAYERS)
 _AS_WRITTEN = [(o, name, f, f.__code__) for o in _OWNERS for name, f in vars(o).items() if inspect.isfunction(f)]
 ORIGINALS = {
     name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)
@@ -149,8 +151,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
-        with jax.default_matmul_precision(model.matmul_precision):
-            found, cache = programs.whole(model.weights, model.config, piece, start, cache)
+        found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
         taps = found if length == T else _put(taps, found, start, T)
     return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
@@ -188,8 +189,10 @@ class Pass:
             whole, pieces = length == self.T, {"stream": x, **theirs}
             pieces = pieces if whole else _cut(pieces, start, length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
-            piece, keys, values, found = self.programs.layer(
-                w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+            piece, keys, values, found = gathered(
+                self.programs.layer(
+                    w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+                )
             )
             found["stream"] = piece
             taps = found if whole else _put(taps, found, start, self.T)
@@ -202,7 +205,7 @@ class Pass:
         weights = weights._replace(tok_embeddings=None, layer_weights=())
         weights = weights if self.variant is AS_IT_IS else widened(weights)
         forced = jnp.full(len(x), forced)
-        return self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around)
+        return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
 
 
 class Truth:
@@ -262,6 +265,6 @@ def our_taps(model, tokens) -> "dict[str, np.ndarray]":
     cache = KVCache.new(model.config, *tokens.shape, model.dtype)
     check_inputs(model.config, tokens, 0, cache)
     run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
-    with jax.default_matmul_precision(model.matmul_precision):
-        taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
+    taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
+    taps = gathered(taps)
     return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}

@@ -24,7 +24,7 @@ class Variant(NamedTuple):
 
 
 def _linear_reversed(linear):
-    return lambda x, w: linear(x[..., ::-1], w[:, ::-1])
+    return lambda x, w, *sums: linear(x[..., ::-1], w[:, ::-1], *sums)
 
 
 def _norm_reversed(rms_norm):
@@ -45,7 +45,7 @@ def _softmax_reversed(softmax):
 
 
 def _linear_in_halves(linear):
-    def halves(x, w):
+    def halves(x, w, *sums):
         half, x_wide = x.shape[-1] // 2, at_least_float32(x)
         return (linear(x_wide[..., :half], w[:, :half]) + linear(x_wide[..., half:], w[:, half:])).astype(x.dtype)
 

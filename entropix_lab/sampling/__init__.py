@@ -25,6 +25,7 @@ From any other engine, here PyTorch (the plain samplers do not look at the metri
 
 from .adaptive import BRANCHES, NUMBERS, Adaptive, adaptive
 from .dirichlet import POLICIES, Dirichlet, dirichlet
-from .plain import Greedy, Sample, bound, greedy, min_p, sample, temperature, top_k, top_p
+from .plain import Greedy, Sample, bound, greedy, min_p, sample, temperature, top_k, top_n_sigma, top_p
+from .sloped import Sloped, sloped
 
 NAMES = {"branch": BRANCHES, "policy": POLICIES}  # what the numbers mean that Adaptive and Dirichlet report as info

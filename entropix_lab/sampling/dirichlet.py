@@ -219,7 +219,8 @@ class Dirichlet:
 
     def target(self, state):
         """The entropy [B] to which the step is tempered."""
-        return state.ent @ jnp.array(self.target_ent) + self.target_inv_temp / state.temp + self.target_bias
+        of_ent = jnp.matmul(state.ent, jnp.array(self.target_ent), precision="highest")
+        return of_ent + self.target_inv_temp / state.temp + self.target_bias
 
 
 def dirichlet(vocab_size: int | None = None, **changes) -> Dirichlet:

@@ -35,8 +35,9 @@ def likeliest(x, k):
     """The k largest of x [B,V] and their indices, largest first, of equal ones the lowest index first.
 
     The barrier is worth a factor of ten: without it XLA merges a slice of the result with the search for the top, and
-    no longer recognises that: it then sorts the vocabulary."""
-    return jax.lax.optimization_barrier(jax.lax.top_k(x, min(k, x.shape[-1])))
+    no longer recognises that: it then sorts the vocabulary. One to each result: around both, XLA aborts the process on
+    several devices (seen in jaxlib 0.10.1 and 0.10.2)."""
+    return tuple(map(jax.lax.optimization_barrier, jax.lax.top_k(x, min(k, x.shape[-1]))))
 
 
 def keep(probs, top_p=None, min_p=None):

@@ -36,7 +36,8 @@ def temperature_for_entropy(logp, target, lowest=1e-4, highest=1e4, tolerance=1e
     def step(carry):
         count, s, low, high, _ = carry
         T = jnp.exp(s)
-        total, mean, square = jnp.einsum("BV,BPV->PB", jnp.exp(below_top / T[:, None]), powers)
+        p = jnp.exp(below_top / T[:, None])
+        total, mean, square = jnp.einsum("BV,BPV->PB", p, powers, precision="highest")  # a GPU would take TF32
         mean, square = mean / total, square / total
         miss = target - (jnp.log(total) - mean / T)
         low, high = jnp.where(miss > 0, s, low), jnp.where(miss > 0, high, s)

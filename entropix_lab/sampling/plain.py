@@ -29,12 +29,16 @@ class Sample:
     top_k: int | None = static(default=None)
     top_p: float | None = None
     min_p: float | None = None
+    top_n_sigma: float | None = None
 
     def init(self, batch):
         return ()
 
     def __call__(self, logits, metrics, state, keys):
         ids = None
+        if self.top_n_sigma is not None:  # before top_k: the spread is that of all logits
+            floor = jnp.max(logits, -1) - self.top_n_sigma * jnp.std(logits, -1)
+            logits = jnp.where(logits >= floor[:, None], logits, -jnp.inf)
         if self.top_k is not None:
             logits, ids = likeliest(logits, self.top_k)
         probs = keep(jax.nn.softmax(logits / self.temperature, -1), self.top_p, self.min_p)
@@ -77,11 +81,13 @@ def greedy() -> Greedy:
     return Greedy()
 
 
-def sample(temperature=1.0, top_k=None, top_p=None, min_p=None) -> Sample:
+def sample(temperature=1.0, top_k=None, top_p=None, min_p=None, top_n_sigma=None) -> Sample:
     """A draw from softmax(logits / temperature) cut down by what is given, in this order, renormalised after each:
-    top_k, the k likeliest (of equal ones the lowest ids); top_p, the nucleus, i.e. all tokens at least as likely as the
-    one at which the sum of probabilities, likeliest first, reaches top_p (Holtzman et al. 2019; equal ones stay
-    together); min_p, those at least min_p times as likely as the likeliest (Nguyen et al. 2024).
+    top_n_sigma, those whose logit is within so many standard deviations (of all logits) of the largest, whatever the
+    temperature (Tang et al. 2024, arXiv 2411.07641); top_k, the k likeliest (of equal ones the lowest ids); top_p, the
+    nucleus, i.e. all tokens at least as likely as the one at which the sum of probabilities, likeliest first, reaches
+    top_p (Holtzman et al. 2019; equal ones stay together); min_p, those at least min_p times as likely as the likeliest
+    (Nguyen et al. 2024).
 
     temperature 0 is the greedy sampler. Raises ValueError for a value outside its range."""
     if temperature == 0:
@@ -91,12 +97,13 @@ def sample(temperature=1.0, top_k=None, top_p=None, min_p=None) -> Sample:
         "top_k": (top_k, top_k is None or top_k >= 1, "at least 1"),
         "top_p": (top_p, top_p is None or 0 < top_p <= 1, "above 0 and at most 1"),
         "min_p": (min_p, min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
+        "top_n_sigma": (top_n_sigma, top_n_sigma is None or top_n_sigma >= 0, "at least 0"),
     }
     for name, (value, fits, range_) in ranges.items():
         if not fits:
             raise ValueError(f"{name} must be {range_}, found {value}")
     number = lambda x: None if x is None else float(x)  # 1 and 1.0 are one program
-    return Sample(float(temperature), top_k, number(top_p), number(min_p))
+    return Sample(float(temperature), top_k, number(top_p), number(min_p), number(top_n_sigma))
 
 
 def temperature(t: float) -> Sample:
@@ -117,3 +124,8 @@ def top_p(p: float, temperature=1.0) -> Sample:
 def min_p(p: float, temperature=1.0) -> Sample:
     """A draw from the tokens at least p times as likely as the likeliest."""
     return sample(temperature, min_p=p)
+
+
+def top_n_sigma(n: float, temperature=1.0) -> Sample:
+    """A draw from the tokens whose logits are within n standard deviations of the largest."""
+    return sample(temperature, top_n_sigma=n)

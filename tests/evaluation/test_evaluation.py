@@ -1,7 +1,6 @@
-"""The statistics say what they should on made-up runs; a panel gives each sampler what it gives alone; forks repeat."""
+"""Choices among samples on made-up runs; a panel gives each sampler what it gives alone; forks repeat."""
 
 import numpy as np
-import pytest
 
 import entropix_lab as lab
 from entropix_lab.evaluation import (
@@ -10,9 +9,7 @@ from entropix_lab.evaluation import (
     best_of,
     chat_prompts,
     evaluate,
-    interval,
-    matched_temperature,
-    paired,
+    majority,
     within_budget,
 )
 
@@ -24,24 +21,6 @@ def made_up(p, n=200, k=4, rng=RNG):
     passed = rng.random((n, k)) < np.broadcast_to(p, n)[:, None]
     tokens = [[np.array([1, 2, 3, 1, 2, 3])] * k] * n
     return Run("x", [["a", "a", "b", "c"][:k]] * n, tokens, passed, np.full((n, k), 6), rng.random((n, k)))
-
-
-def test_intervals_cover():
-    covered = [low <= 0.3 <= high for low, high in (interval(made_up(0.3, n=60).passed, i) for i in range(100))]
-    assert 86 <= sum(covered) <= 100
-
-
-def test_paired_test_holds_its_level_and_finds_what_it_says_it_can():
-    rng = np.random.default_rng(3)
-    p = rng.random(100)
-    same = [paired(made_up(p, 100, 2, rng), made_up(p, 100, 2, rng)) for _ in range(100)]
-    assert sum(t.p < 0.05 for t in same) <= 12
-    effect = np.mean([t.detectable for t in same])
-    up, down = np.clip(p + effect / 2, 0, 1), np.clip(p - effect / 2, 0, 1)
-    power = sum(paired(made_up(up, 100, 2, rng), made_up(down, 100, 2, rng)).p < 0.05 for _ in range(100))
-    assert 60 <= power <= 95
-    run = made_up(0.5)
-    assert paired(run, run).difference == 0 and paired(run, run).p == 1
 
 
 def test_best_of_takes_the_likeliest_of_the_first():
@@ -78,11 +57,18 @@ def test_distinct_and_repetition():
     assert run.distinct == 0.75 and run.repetition == 0.25  # 123 231 312 123
 
 
-def test_matched_temperature_interpolates():
-    runs = [Run("", [], [], None, np.array([[2.0]]), np.array([[s]])) for s in (0.5, 1.0, 2.0)]
-    assert matched_temperature([0.4, 0.8, 1.2], runs, 1.5) == pytest.approx(1.0)
-    assert matched_temperature([0.4, 0.8, 1.2], runs, 4.0) == pytest.approx(1.6)  # beyond: it doubles each 0.4
-    assert matched_temperature([0.4, 0.8, 1.2], runs, 0.1) == pytest.approx(0.4)
+def test_majority_counts_final_answers_and_breaks_ties_by_likelihood():
+    number = lab.tasks.Task("How many?", "7", "number")
+    word = lab.tasks.Task("What is the capital of Peru?", "Lima")
+    texts = [
+        ["3 + 4 = 7", "8", "so 7.", "9"],
+        ["The capital is Cuzco.", "It is Lima", "Lima", "Peru"],
+        ["1", "2", "3", "4"],
+    ]
+    surprisal = np.array([[2.0, 0.1, 1.0, 0.2], [0.1, 3.0, 2.0, 0.0], [0.4, 0.3, 0.2, 0.5]])
+    blank = np.zeros((3, 4))
+    run = Run("x", texts, texts, blank, blank, surprisal)
+    assert [t for (t,) in majority(run, [number, word, number]).texts] == ["so 7.", "Lima", "3"]
 
 
 def test_a_panel_gives_each_sampler_what_it_gives_alone(demo):

@@ -4,20 +4,20 @@ import json
 
 import pytest
 
-from entropix_lab.evaluation.tasks import Task, load_tasks, make_tasks, save_tasks
+from entropix_lab.evaluation.tasks import Task, load_tasks, make_tasks, save_tasks, split
 
 
 def test_tasks_are_different_and_repeat_by_seed():
     tasks = make_tasks(300)
     assert len({t.prompt for t in tasks}) == 300 and tasks == make_tasks(300) and tasks != make_tasks(300, seed=1)
-    assert len({t.kind for t in tasks}) == 10
+    assert len({t.kind for t in tasks}) == 14
     assert make_tasks(20) == tasks[:20]
     with pytest.raises(ValueError, match="asked for 5000"):
         make_tasks(5000)
 
 
 def test_no_task_is_passed_by_its_question_or_failed_by_its_answer():
-    for task in make_tasks(600):
+    for task in make_tasks(500):
         assert not task.passes(task.prompt) and not task.passes("")
         assert task.passes(f"The answer is {task.answer}.")
 
@@ -46,6 +46,16 @@ def test_a_bad_task_is_refused():
 def test_files_come_back_as_they_went(tmp_path):
     save_tasks(tmp_path / "tasks.jsonl", make_tasks(50))
     assert load_tasks(tmp_path / "tasks.jsonl") == make_tasks(50)
+
+
+def test_tuning_is_on_other_tasks(tmp_path):
+    test, tuning = split(100, seed=3)
+    assert len(test) == 100 and len(tuning) == 20 and not {t.prompt for t in test} & {t.prompt for t in tuning}
+    assert len({t.kind for t in tuning}) > 7 and split(100, seed=3) == (test, tuning)
+    save_tasks(tmp_path / "tasks.jsonl", test)
+    assert sum(map(len, split(50, file=tmp_path / "tasks.jsonl"))) == 60
+    with pytest.raises(ValueError, match="holds 100 tasks, needed are 90 and 18 more"):
+        split(90, file=tmp_path / "tasks.jsonl")
 
 
 def test_gsm8k_and_bad_lines(tmp_path):

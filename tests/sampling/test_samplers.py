@@ -53,9 +53,13 @@ def counts(sampler, logits, n=200_000, rows=20_000):
     return sum(np.asarray(some(key), np.int64) for key in jax.random.split(jax.random.key(1), n // rows))
 
 
-def by_definition(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
+def by_definition(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, top_n_sigma=None):
     """The probabilities in float64, by sorting."""
-    p = softmax64(np.asarray(logits, np.float64) / temperature)
+    logits = np.asarray(logits, np.float64)
+    p = softmax64(logits / temperature)
+    if top_n_sigma is not None:
+        p[logits.max() - logits > top_n_sigma * logits.std()] = 0
+        p /= p.sum()
     order = np.argsort(-p, kind="stable")
     if top_k is not None:
         p[order[top_k:]] = 0
@@ -84,6 +88,8 @@ SETTINGS = [
     dict(top_k=5),
     dict(top_p=0.8),
     dict(min_p=0.1),
+    dict(top_n_sigma=1.5),
+    dict(temperature=2.0, top_n_sigma=2.0, top_p=0.9),
     dict(temperature=1.3, top_k=12, top_p=0.9, min_p=0.05),
     dict(top_k=7, top_p=0.55),
 ]
@@ -95,6 +101,19 @@ def test_draws_follow_the_definition(setting):
     expected = by_definition(LOGITS, **setting)
     assert (found[expected == 0] == 0).all() and found.sum() == 200_000
     assert stats.chisquare(found[expected > 0], 2e5 * expected[expected > 0]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.0, 0.4])
+def test_a_slope_heats_or_cools_where_the_entropy_is_high(slope):
+    sampler = lab.samplers.sloped(0.7, slope, mean_entropy=2.0)
+    for logits in (LOGITS, LOGITS * 3):  # 2.9 and 1.1 nats
+        p = softmax64(logits)
+        expected = by_definition(logits, 0.7 * np.exp(slope * (-np.sum(p * np.log(p)) - 2.0)))
+        found, often = counts(sampler, logits), expected * 2e5 > 10
+        observed, wanted = (np.append(x[often], x[~often].sum()) for x in (found, expected * 2e5))
+        assert stats.chisquare(observed[wanted > 0], wanted[wanted > 0]).pvalue > 1e-4
+    with pytest.raises(ValueError, match="above 0, found 0"):
+        lab.samplers.sloped(0, 0.5)
 
 
 def test_a_draw_over_many_blocks():
@@ -116,7 +135,10 @@ def test_short_spellings():
     assert s.sample(temperature=0) == s.greedy()
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1), dict(top_k=0), dict(top_p=0), dict(top_p=1.1), dict(min_p=-0.1)])
+BAD = [dict(temperature=-1), dict(top_k=0), dict(top_p=0), dict(top_p=1.1), dict(min_p=-0.1), dict(top_n_sigma=-1)]
+
+
+@pytest.mark.parametrize("bad", BAD)
 def test_what_makes_no_distribution_is_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         lab.samplers.sample(**bad)

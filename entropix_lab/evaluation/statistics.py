@@ -1,0 +1,133 @@
+"""What can be said about a difference. The unit is the task: samples and tokens of one task depend on each other, so
+every interval and test resamples tasks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 4000
+
+
+def interval(values, seed=0) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of values [n,k] or [n], tasks resampled."""
+    from scipy import stats
+
+    per_task = np.asarray(values, float).reshape(len(values), -1).mean(1)
+    rng = np.random.default_rng(seed)
+    found = stats.bootstrap((per_task,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng)
+    return tuple(map(float, found.confidence_interval))
+
+
+def by_task(statistic, tasks, n: int = 1000, seed: int = 0) -> np.ndarray:
+    """[3,...]: statistic(everything), and its 2.5 % and 97.5 % points when whole tasks are resampled.
+
+    tasks: a list of tuples of arrays [tokens], one tuple to a task; statistic takes the tuple of their concatenations
+    and returns a number or an array. Drawings in which it is NaN do not count."""
+    joined = lambda rows: statistic(*(np.concatenate(x) for x in zip(*(tasks[i] for i in rows), strict=True)))
+    rng = np.random.default_rng(seed)
+    drawn = [joined(rng.integers(0, len(tasks), len(tasks))) for _ in range(n)]
+    return np.array([joined(range(len(tasks))), *np.nanpercentile(drawn, [2.5, 97.5], axis=0)])
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean difference of accuracy, its 95 % interval, p of the sign-flip test, and detectable: the smallest
+    difference that a test of this size finds in four cases out of five (two-sided 5 %)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    detectable: float
+
+    def __str__(self):
+        bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.difference:+.3f} {bounds}, p {self.p:.4f}, detectable {self.detectable:.3f}"
+
+    def words(self, p: float | None = None) -> str:
+        """What can be said, with p for the test's own where that was corrected: a difference, or which are excluded."""
+        if (self.p if p is None else p) < 0.05:
+            return f"{'better' if self.difference > 0 else 'worse'} by {abs(self.difference):.3f}"
+        excluded = f"gains above {max(self.high, 0):.3f} and losses above {max(-self.low, 0):.3f} excluded"
+        return f"no difference found, {excluded}"
+
+
+def paired(a, b, seed=0) -> Paired:
+    """a against b on the same tasks, each a Run or the share of each task's answers that passed [n]: the mean
+    difference, bootstrap interval, and the permutation test that flips the sign of each task's difference."""
+    from scipy import stats
+
+    of = lambda x: x.passed.mean(1) if hasattr(x, "passed") else np.asarray(x, float)
+    d = of(a) - of(b)
+    flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": np.random.default_rng(seed)}
+    p = stats.permutation_test((d,), np.mean, vectorized=True, **flips).pvalue
+    # 1.96 + 0.84: quantiles of the normal distribution for 5 % two-sided and 80 % power
+    return Paired(float(d.mean()), *interval(d, seed), float(p), float(2.8 * stats.sem(d)))
+
+
+def holm(p) -> np.ndarray:
+    """p-values [n] corrected for there being n of them (Holm 1979): the k-th smallest times n - k + 1, never less than
+    the one before it, at most 1."""
+    p = np.asarray(p, float)
+    order, corrected = np.argsort(p), np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Plain sampling that is as surprising as a target: of each task a share of its accuracy at two temperatures.
+
+    temperatures: the two between which it lies; share: of the second one; accuracy [n]: of each task; surprisal: of a
+    token, nats; residual: how far that is from the target, relative to it."""
+
+    temperatures: tuple[float, float]
+    share: float
+    accuracy: np.ndarray
+    surprisal: float
+    residual: float
+
+
+def matched(curve, target: float) -> Matched:
+    """Where on a curve of plain sampling the mean surprisal of a token is target. An answer at one of the two
+    temperatures around it, drawn with these shares, is a sampler too: its tokens have this surprisal.
+
+    curve: {temperature: Tallied}, in rising order. Raises ValueError for a target outside the curve."""
+    temperatures = list(curve)
+    surprisal = [curve[t].mean_surprisal for t in temperatures]
+    if not surprisal[0] <= target <= surprisal[-1]:
+        raise ValueError(f"surprisal {target:.3f} lies outside the curve, {surprisal[0]:.3f} to {surprisal[-1]:.3f}")
+    i = min(int(np.searchsorted(surprisal, target, "right")) - 1, len(surprisal) - 2)
+    cold, warm = (curve[t] for t in temperatures[i : i + 2])
+    # of the answers a share is warm; their tokens weigh by their number
+    excess = lambda run: run.surprisal.sum() / run.samples - target * run.tokens.sum() / run.samples
+    share = float(np.clip(excess(cold) / (excess(cold) - excess(warm)), 0, 1))
+    mix = lambda f: (1 - share) * f(cold) + share * f(warm)
+    reached = mix(lambda run: run.surprisal.sum() / run.samples) / mix(lambda run: run.tokens.sum() / run.samples)
+    both = tuple(temperatures[i : i + 2])
+    return Matched(both, share, mix(lambda run: run.accuracy), float(reached), float(reached / target - 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Tallied:
+    """A Run in numbers: of each task how many of its samples passed, their tokens, and their surprisal (nats), each
+    summed over the samples, arrays [n]."""
+
+    samples: int
+    passed: np.ndarray
+    tokens: np.ndarray
+    surprisal: np.ndarray
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        return self.passed / self.samples
+
+    @property
+    def mean_surprisal(self) -> float:
+        """Of a token, nats."""
+        return float(self.surprisal.sum() / self.tokens.sum())
+
+
+def tallied(row: dict, first: int | None = None) -> Tallied:
+    """The Tallied of a run as the benchmark keeps it, or of the first of its tasks."""
+    return Tallied(row["samples"], *(np.array(row[name][:first], float) for name in ("passed", "tokens", "surprisal")))

@@ -1,0 +1,78 @@
+"""The figures of where answers are decided. Records and scores are those of evaluation.forks."""
+
+import numpy as np
+
+from ..colours import BLUE, GREEN, ORANGE, RED
+from ..evaluation.forks import PREDICTORS, found_at, scores
+from ..evaluation.statistics import by_task
+from .entropy import _label
+from .style import figure, styled
+
+LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
+LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
+
+
+@styled
+def flip_rate(rows, bins=10):
+    """Left: the share of forks that flip the verdict, by tenths of each score (equally many tokens to a bin), the
+    entropy's with 95 % intervals over tasks. Right: the share of all flips that is found when a budget is spent on the
+    tokens with the largest scores; black: the flips first, and tokens at random."""
+    fig, (left, right) = figure(1, 2, figsize=(11.5, 4.2))
+    flips = np.concatenate([row["flips"] for row in rows])
+    for name in PREDICTORS:
+        colour, style, marker = LOOK[name]
+        order = np.argsort(np.concatenate([scores(row)[name] for row in rows]), kind="stable")
+        rate = [flips[part].mean() for part in np.array_split(order, bins)]
+        label = f"{name}, smallest last" if name in ("margin", "top-1") else name
+        left.plot(np.arange(bins) + 0.5, rate, color=colour, ls=style, marker=marker, ms=5, label=label)
+    place = np.argsort(np.argsort(np.concatenate([scores(row)["entropy"] for row in rows]), kind="stable"))
+    ends = np.cumsum([len(row["flips"]) for row in rows])[:-1]
+    binned = np.split(place * bins // len(flips), ends)
+    tasks = [(b, np.array(row["flips"])) for b, row in zip(binned, rows, strict=True)]
+    rates = lambda b, f: np.bincount(b, f, bins) / np.maximum(np.bincount(b, minlength=bins), 1)
+    _, low, high = by_task(rates, tasks, 400)
+    left.fill_between(np.arange(bins) + 0.5, low, high, color=RED, alpha=0.15, lw=0, label="entropy, 95 % interval")
+    left.axhline(flips.mean(), color="black", lw=1, ls=":")
+    left.set(xlabel=f"tokens by score, in {bins} equal parts, most hesitant last", ylabel="forks that flip the verdict")
+    left.set(ylim=(0, 1.7 * left.get_ylim()[1]), xlim=(0, bins))
+    left.legend(loc="upper right", fontsize=8.5, ncols=2)
+    budget = np.linspace(0, 1, 101)
+    for name, (colour, style, _) in LOOK.items():
+        right.plot(budget, [found_at(rows, name, b) for b in budget], color=colour, ls=style, label=name)
+    right.plot(budget, [found_at(rows, "oracle", b) for b in budget], color="black", lw=1)
+    right.plot(budget, budget, color="black", lw=1, ls=":")
+    right.set(
+        xlabel="share of all tokens that are forked", ylabel="share of all flips found", xlim=(0, 1), ylim=(0, 1.02)
+    )
+    right.legend(loc="lower right")
+    return left, right
+
+
+@styled
+def auroc_table(columns):
+    """AUROCs with 95 % intervals: {title: {name: (value, low, high)}}, a panel to each title; 0.5 is chance."""
+    names = list(next(iter(columns.values())))
+    size = (5.2 * len(columns) + 1, 0.36 * len(names) + 1.2)
+    fig, axes = figure(1, len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, (title, table) in zip(axes[0], columns.items(), strict=True):
+        for y, (value, low, high) in enumerate(table[name] for name in names):
+            ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=BLUE, capsize=3)
+            ax.annotate(f"{value:.2f}", (value, y), (0, 5), textcoords="offset points", ha="center", fontsize=8.5)
+        ax.axvline(0.5, color="black", lw=1, ls=":")
+        ax.set_yticks(range(len(names)), names)
+        ax.set(xlabel="AUROC", title=title, ylim=(len(names) - 0.4, -0.7))
+    return axes[0]
+
+
+@styled
+def forked_answer(row):
+    """One answer: entropy before each token, the token and below it its second choice; red where that flips."""
+    fig, ax = figure(figsize=(12, 3.2))
+    at, flips = np.arange(len(row["flips"])), np.array(row["flips"], bool)
+    for of, colour, label in ((~flips, "0.7", "the verdict stays"), (flips, RED, "the verdict flips")):
+        ax.bar(at[of], np.array(row["entropy"])[of], color=colour, width=0.7, label=label)
+    pieces = (f"{_label(a)}\n({_label(b)})" for a, b in zip(row["pieces"], row["second"], strict=True))
+    ax.set_xticks(at, pieces, rotation=45, fontsize=8.5)
+    ax.set(ylabel="entropy, nats", ylim=(0, 1.25 * max(row["entropy"])))
+    ax.legend(loc="upper right")
+    return ax

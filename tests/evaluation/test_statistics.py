@@ -1,0 +1,73 @@
+"""Intervals cover, tests hold their level, and what is called matched is: all on made-up numbers."""
+
+import numpy as np
+import pytest
+
+from entropix_lab.evaluation import Paired, Tallied, by_task, holm, interval, matched, paired
+
+
+def shares(p, n=200, k=4, seed=0):
+    """Of each of n tasks the share of k answers that passed, each with probability p."""
+    return np.random.default_rng(seed).binomial(k, np.broadcast_to(p, n)) / k
+
+
+def test_intervals_cover():
+    covered = [low <= 0.3 <= high for low, high in (interval(shares(0.3, 60, seed=i), i) for i in range(100))]
+    assert 86 <= sum(covered) <= 100
+
+
+def test_paired_test_holds_its_level_and_finds_what_it_says_it_can():
+    rng = np.random.default_rng(3)
+    p = rng.random(100)
+    same = [paired(shares(p, 100, 2, rng), shares(p, 100, 2, rng)) for _ in range(100)]
+    assert sum(t.p < 0.05 for t in same) <= 12
+    effect = np.mean([t.detectable for t in same])
+    up, down = np.clip(p + effect / 2, 0, 1), np.clip(p - effect / 2, 0, 1)
+    power = sum(paired(shares(up, 100, 2, rng), shares(down, 100, 2, rng)).p < 0.05 for _ in range(100))
+    assert 60 <= power <= 95
+    assert paired(p, p).difference == 0 and paired(p, p).p == 1
+
+
+def test_words_name_what_is_excluded():
+    assert Paired(0.05, 0.02, 0.08, 0.01, 0.04).words() == "better by 0.050"
+    assert Paired(-0.05, -0.08, -0.02, 0.01, 0.04).words(0.03) == "worse by 0.050"
+    nothing = Paired(0.05, 0.02, 0.08, 0.01, 0.04).words(0.06)
+    assert nothing == "no difference found, gains above 0.080 and losses above 0.000 excluded"
+
+
+def test_tokens_of_one_task_go_together():
+    of_task = np.random.default_rng(0).standard_normal(50)
+    copies = [(np.full(40, x),) for x in of_task]  # 40 copies add nothing
+    value, low, high = by_task(np.mean, copies, n=2000)
+    assert value == pytest.approx(of_task.mean())
+    assert (high - low) / 4 == pytest.approx(of_task.std() / 50**0.5, rel=0.1)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1, 1]) and holm([0.02]) == pytest.approx([0.02])
+
+
+def tally(accuracy, surprisal, tokens=10, n=50, k=4):
+    passed = np.full(n, accuracy * k)
+    return Tallied(k, passed, np.full(n, tokens * k), np.full(n, surprisal * tokens * k))
+
+
+class TestMatched:
+    CURVE = {0.5: tally(0.5, 0.6), 0.8: tally(0.4, 1.0), 1.0: tally(0.2, 2.0, tokens=20)}
+
+    def test_lies_between_its_neighbours(self):
+        found = matched(self.CURVE, 0.8)
+        assert found.temperatures == (0.5, 0.8) and found.share == pytest.approx(0.5)
+        assert found.accuracy == pytest.approx(np.full(50, 0.45)) and abs(found.residual) < 1e-6
+
+    def test_answers_of_unequal_length(self):
+        """Half of the answers warm: 10 tokens of 1 nat and 20 of 2 make 50 nats to 30 tokens."""
+        found = matched(self.CURVE, 50 / 30)
+        assert found.share == pytest.approx(0.5) and found.surprisal == pytest.approx(50 / 30)
+
+    def test_never_outside(self):
+        for target in (0.5, 2.1):
+            with pytest.raises(ValueError, match="outside the curve, 0.600 to 2.000"):
+                matched(self.CURVE, target)
+        assert matched(self.CURVE, 2.0).share == pytest.approx(1)
