@@ -22,4 +22,4 @@ from .sampling import (
     kept,
     margins,
 )
-from .speed import cache_timing, tensor_sizes
+from .speed import batch_rates, cache_timing, roofline, tensor_sizes, token_parts

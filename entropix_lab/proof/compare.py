@@ -20,6 +20,7 @@ from ..compiler import EXACT, canary, without_fusions
 from ..llama.config import ROPE_SCALING
 from ..llama.model import KVCache, check_inputs
 from ..llama.prompts import prompt_rows
+from ..llama.sharding import gathered
 from .comparison import Comparison
 from .hugging_face import HuggingFaceTaps
 from .limits import rows
@@ -79,7 +80,7 @@ class OurTaps:
     def taps(self, tokens, sink):
         """sink(name, value) takes every value of tokens [B,T] in the order of execution."""
         run = Pass(self.model.config, tokens.shape, programs=self.programs)
-        x = self.model.weights.tok_embeddings[tokens]
+        x = gathered(self.model.weights.tok_embeddings[tokens])
         sink("tok_embeddings", x)
         for i, w in enumerate(self.model.weights.layer_weights):
             x, taps = run.layer(w, x, {}, False)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
+from ..llama.sharding import gathered
 from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
@@ -76,14 +77,15 @@ class Comparison:
         if name == "tok_embeddings":
             self._embeddings()
         elif name + "." == prefix:
-            found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
+            found = self.truth.layer(gathered(self._weights("truth")), self.truth_streams, self.group)
             truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
             self.truth_streams = {view: x for view, (x, _) in found.items()}
             self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
             self._restart_from("")
             self.layer += 1
         elif name == "output":
-            truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
+            small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
+            truth = self.truth.head(gathered(small), self.truth_streams, self.group)
             self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
         else:
             return
@@ -113,7 +115,7 @@ class Comparison:
         return value
 
     def _embeddings(self):
-        x = self.model.weights.tok_embeddings[self.tokens]
+        x = gathered(self.model.weights.tok_embeddings[self.tokens])
         self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
         truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}
