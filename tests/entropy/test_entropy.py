@@ -384,11 +384,6 @@ class TestTrace:
         rest = trace.relative_attention_rest
         assert np.isnan(rest[:2]).all() and rest[2:].min() >= 0 and rest[2:].max() <= 1 + 1e-5
 
-    def test_html_is_escaped(self, tiny32):
-        trace = lab.trace_text(tiny32, [1, 2, 3])
-        html = lab.entropy.token_html(trace)
-        assert "&lt;2&gt;" in html and "<2>" not in html and html.count("<span") == 3
-
     @pytest.mark.parametrize("tokens", [[5], [[1, 2], [3, 4]]])
     def test_what_cannot_be_traced(self, tiny32, tokens):
         with pytest.raises(ValueError, match="one text of at least two tokens"):
