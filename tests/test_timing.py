@@ -23,22 +23,24 @@ def test_a_token_reads_every_weight_and_the_cache_so_far(tiny):
     assert timing.bytes_per_token(tiny, 7) == read + timing.cache_bytes(tiny.config, 7)
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_what_is_timed_is_one_step(tiny, monkeypatch, cached):
-    """With the cache a step reads one token against the slots that generation would have; without it all tokens."""
-    seen, real = [], step.step
+def test_what_is_timed_is_one_token(tiny, monkeypatch):
+    """With the cache a step against the slots that generation would have; without it all tokens, read by pieces."""
+    seen = []
+    for name in ("read", "step"):
+        program = getattr(step, name)
 
-    def spy(weights, config, sampler, tokens, start_pos, last, cache, *rest):
-        seen.append((tokens.shape, cache.max_seq_len, int(start_pos[0]), int(last[0])))
-        return real(weights, config, sampler, tokens, start_pos, last, cache, *rest)
+        def spy(weights, config, *rest, program=program):
+            cache = next(x for x in rest if isinstance(x, lab.KVCache))
+            tokens, start_pos = [x for x in rest if isinstance(x, np.ndarray)][:2]
+            seen.append((tokens.shape, cache.max_seq_len, int(start_pos[0])))
+            return program(weights, config, *rest)
 
-    monkeypatch.setattr(timing, "step", spy)
-    seconds = timing.seconds_per_token(tiny, [5, 130], batch=2, cached=cached, repeats=2)
-    assert seconds.shape == (2,) and (seconds > 0).all() and len(seen) == 2 * 3
-    expected = (
-        [((2, 1), 128, 5, 0), ((2, 1), 192, 130, 0)] if cached else [((2, 16), 16, 0, 4), ((2, 256), 256, 0, 129)]
-    )
-    assert sorted(set(seen), key=seen.index) == expected
+        monkeypatch.setattr(step, name, spy)
+        monkeypatch.setattr(timing, name, spy)
+    seconds = [timing.seconds_per_token(tiny, [5, 300], 2, cached, repeats=2) for cached in (True, False)]
+    assert np.shape(seconds) == (2, 2) and np.min(seconds) > 0
+    once = [((2, 1), 128, 5), ((2, 1), 384, 300), ((2, 16), 128, 0), ((2, 256), 256, 0), ((2, 256), 512, 44)]
+    assert sorted(set(seen), key=seen.index) == once and len(seen) == 3 * len(once)
 
 
 def test_rates_are_positive(tiny):

@@ -1,6 +1,5 @@
 """A Trace: what the model thought at every token of one sequence, kept, saved, shown as a table or as coloured text."""
 
-import html
 import json
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -9,15 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..colours import COLOURS
-from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
-from ..llama.prompts import bucket
-from ..llama.sharding import gathered, of_cache
+from ..llama.model import head, no_tap, transformer
+from ..llama.prefill import PIECE, prefill
+from ..llama.sharding import gathered
 from ..sampling import NAMES
+from .inspector import notebook_html, saved_page
 from .metrics import collector, trace_metrics
 
 FORMAT = 2  # of a saved trace; 1 had no alternatives, and nothing of what came with them
-CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
 LISTS = ("alternatives", "alternative_probabilities", "lens_tokens", "lens_probabilities")
 LISTS += ("attention_sources", "attention_weights")  # of several tokens or slots to a prediction
 
@@ -33,7 +31,7 @@ class Trace:
     prediction could see. None unless asked for: those of lens_metrics ("lens") [T,L], [T,L,5], and attention_sources
     and attention_weights ("attention") [T,L,N,8]; slot s holds token s of (*prompt_pieces, *pieces).
     info: arrays [T,...] that a sampler reported (its branch, ...). words: the text of every id in alternatives and
-    lens_tokens.
+    lens_tokens. thresholds: what each branch of the sampler wants, as (name, "<" or ">", bound in nats or nats^2).
     """
 
     tokens: np.ndarray
@@ -63,6 +61,7 @@ class Trace:
     info: dict[str, np.ndarray] = field(default_factory=dict)
     prompt_pieces: tuple[str, ...] = ()
     words: dict[int, str] = field(default_factory=dict)
+    thresholds: dict[str, list] = field(default_factory=dict)
 
     def __len__(self):
         return len(self.tokens)
@@ -113,8 +112,8 @@ class Trace:
         """Write path as .npz: the arrays under their names, the sampler's as "info.NAME", and the texts in "header",
         UTF-8 JSON. No pickles: any NumPy reads it. Returns the path, with its ending."""
         path = _npz(path)
-        texts = {"pieces": self.pieces, "prompt": self.prompt, "prompt_pieces": self.prompt_pieces, "words": self.words}
-        header = json.dumps({"format": FORMAT, **texts})
+        named = {name: getattr(self, name) for name in ("pieces", "prompt", "prompt_pieces", "words", "thresholds")}
+        header = json.dumps({"format": FORMAT, **named})
         info = {f"info.{name}": x for name, x in self.info.items()}
         np.savez_compressed(path, header=np.frombuffer(header.encode(), np.uint8), **self._arrays(), **info)
         return path
@@ -132,7 +131,8 @@ class Trace:
                 raise ValueError(f"format {header['format']}, this version reads 1 to {FORMAT}")
             texts = {name: tuple(header.get(name, ())) for name in ("pieces", "prompt_pieces")}
             words = {int(token): word for token, word in header.get("words", {}).items()}
-            return cls(prompt=header["prompt"], info=info, words=words, **texts, **arrays)
+            texts |= {"words": words, "thresholds": header.get("thresholds", {})}
+            return cls(prompt=header["prompt"], info=info, **texts, **arrays)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a trace: {e}") from e
 
@@ -148,8 +148,16 @@ class Trace:
         columns = {name: flat(x) for name, x in (self._arrays() | self.info).items() if name not in LISTS}
         return pd.DataFrame({"piece": self.pieces, **columns})
 
+    def save_html(self, path) -> Path:
+        """Write the inspector that JupyterLab shows of a trace as one page, which needs no other file and no network.
+        Returns the path, with its ending."""
+        path = Path(path).with_suffix(".html")
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(saved_page(self, path.stem), encoding="utf-8")
+        return partial.replace(path)
+
     def _repr_html_(self):
-        return token_html(self)
+        return notebook_html(self)
 
 
 def _npz(path) -> Path:
@@ -162,70 +170,45 @@ def _relative(entropy, live):
         return np.where(live > 1, 1 / np.log(np.maximum(live, 1)), np.nan)[:, None, None] * entropy
 
 
-def token_html(trace: Trace, value: str = "entropy", largest: float = 5.0) -> str:
-    """The text as HTML, each token on a ground that is the stronger the larger trace.<value> is (full at largest).
-
-    Hovering shows the token's figures. The ground is translucent, so that the text keeps the page's own colour and is
-    readable on a light and on a dark page. What a sampler reported as its branch or policy colours a line below.
-    """
-    kind, taken = trace.taken
-    shares = np.clip(np.nan_to_num(np.asarray(getattr(trace, value), float) / largest), 0, 1)
-    spans = []
-    for i, (piece, share) in enumerate(zip(trace.pieces, shares, strict=True)):
-        details = f"{piece!r}: entropy {trace.entropy[i]:.2f} nats, varentropy {trace.varentropy[i]:.2f} nats², "
-        details += f"p {trace.probability[i]:.3f}, rank {trace.rank[i]}, surprisal {trace.surprisal[i]:.2f} nats"
-        shown = {name: x[i] for name, x in trace.info.items() if np.ndim(x) == 1 and name != kind}
-        details += f", {kind} {NAMES[kind][taken[i]]}" if kind else ""
-        details += "".join(f", {name} {x:.3g}" for name, x in shown.items())
-        ground = f"background:rgba(230,159,0,{0.75 * share:.2f});border-radius:2px"
-        ground += f";border-bottom:3px solid {COLOURS[taken[i]]}" if kind else ""
-        text = html.escape(piece).replace("\n", "⏎\n")
-        spans.append(f'<span style="{ground}" title="{html.escape(details)}">{text}</span>')
-    prompt = f'<span style="opacity:0.6">{html.escape(trace.prompt)}</span>'
-    scale = f"<small>ground: {value.replace('_', ' ')}, full from {largest:g} on</small>"
-    for i in np.unique(taken) if kind else ():
-        line = f"border-bottom:3px solid {COLOURS[i]}"
-        scale += f' <small><span style="{line}">{NAMES[kind][i]}</span> {(taken == i).sum()}</small>'
-    return f'<div style="white-space:pre-wrap;line-height:1.6">{prompt}{"".join(spans)}\n{scale}</div>'
-
-
 def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = False) -> Trace:
     """What the model thinks of a given text (teacher-forced): a Trace of every token but the first.
 
     text_or_tokens: text, or token ids [T], T > 1. lens=True adds the logit lens, which costs as many heads as the model
-    has layers; attention=True the largest sources of every head. Runs through a KV cache in chunks of 256 tokens, so
-    that a long text at a large vocabulary needs the logits of one chunk only. Raises ValueError for a text of fewer
+    has layers; attention=True the largest sources of every head. Runs through a KV cache in pieces (see prefill), so
+    that a long text at a large vocabulary needs the logits of one piece only. Raises ValueError for a text of fewer
     than two tokens, or of several rows.
     """
     tokens = model.encode(text_or_tokens)
     if len(tokens) != 1 or tokens.shape[1] < 2:
         raise ValueError(f"expected one text of at least two tokens, found tokens of shape {tokens.shape}")
     T = tokens.shape[1] - 1
-    slots = bucket(T, 16)
-    size = min(slots, CHUNK)
-    padded = np.zeros((1, slots + 1), np.int32)
-    padded[:, : T + 1] = tokens
-    cache = KVCache.new(model.config, 1, slots, model.dtype, of_cache(model.weights, 1))
-    check_inputs(model.config, tokens[:, :T], 0, cache)
+    following = np.pad(tokens[0, 1:], (0, PIECE))
     parts = []
-    for start in range(0, T, size):
-        now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
-        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens, attention)
-        parts.append({name: np.asarray(x[0]) for name, x in gathered(metrics).items()})
-    arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
+
+    def run(piece, start_pos, last, cache):
+        after = following[None, start_pos[0] :][:, : piece.shape[1]]
+        metrics, cache = _trace_piece(model.weights, model.config, piece, after, start_pos, cache, lens, attention)
+        # a last piece begins within the one before it
+        new = slice(sum(len(part["entropy"]) for part in parts) - start_pos[0], last[0] + 1)
+        parts.append({name: x[0, new] for name, x in jax.device_get(gathered(metrics)).items()})
+        return None, cache
+
+    prefill(run, model.weights, model.config, tokens[:, :T])
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 
 
 @partial(jax.jit, static_argnames=("config", "lens", "attention"), donate_argnames="cache")
-def _trace_chunk(weights, config, tokens, following, start_pos, cache, lens, attention):
+def _trace_piece(weights, config, tokens, following, start_pos, cache, lens, attention):
     found, tap = collector(attention=attention)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     logits = head(weights, config, x, no_tap)
     return trace_metrics(weights, config, logits, following, found, lens), cache
 
 
-def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None) -> Trace:
-    """A Trace from the ids of a prompt and of the tokens that came after it, and the arrays [T,...] by name."""
+def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None, sampler=None) -> Trace:
+    """A Trace from the ids of a prompt and of the tokens that came after it, the arrays [T,...] by name, and the
+    sampler that chose the tokens."""
     tokenizer = model.tokenizer
     known = tokenizer.n_words if tokenizer else 0  # a model may have more rows of logits than tokens
     word = lambda token: tokenizer.decode([token]) if token < known else f"<{token}>"
@@ -238,5 +221,6 @@ def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None) ->
         live=len(prompt) + np.arange(len(tokens), dtype=np.int32),
         words={int(token): word(token) for token in np.unique(np.concatenate(ids))} if ids else {},
         info=info or {},
+        thresholds=getattr(sampler, "thresholds", {}),
         **metrics,
     )

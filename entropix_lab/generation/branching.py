@@ -1,5 +1,6 @@
 """Where the model stands at a fork: several continuations as rows of one batch, and the best of them is kept."""
 
+import html
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -7,14 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..entropy.inspector import notebook_html
+from ..entropy.trace import Trace, trace_text
 from ..llama.model import KVCache
-from ..llama.prompts import bucket, prompt_rows
-from ..llama.sharding import gathered, of_cache
+from ..llama.prefill import cache_slots, resized
+from ..llama.prompts import prompt_rows
+from ..llama.sharding import gathered
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
-from ..sampling.plain import bound, greedy, top_p
-from .generate import check, row_seeds
-from .step import SMALLEST_PROMPT, cache_slots, step
+from ..sampling.plain import bound, top_p
+from .generate import check, parts_of, row_seeds
+from .step import read_prompts, step, taken
 
 FORK = -1  # not a token: it ends a row of generate where a fork is
 
@@ -32,8 +36,9 @@ class Fork:
 
 @dataclass(eq=False)
 class Branched:
-    """One row: the tokens kept (a stop token included), their text and log-probabilities, the forks on the way, and
-    spent, the number of tokens generated for it, those thrown away included."""
+    """One row: the tokens kept (a stop token included), their text and log-probabilities, the forks on the way,
+    spent, the number of tokens generated for it, those thrown away included, and a Trace of the tokens kept, where
+    branch was asked for it."""
 
     prompt_tokens: list[int]
     text: str = ""
@@ -42,9 +47,23 @@ class Branched:
     forks: list[Fork] = field(default_factory=list)
     spent: int = 0
     finished: bool = False
+    trace: Trace | None = None
 
     def __repr__(self):
         return f"Branched({self.text!r}, {len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks)"
+
+    def _repr_html_(self):
+        note = f"{len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks"
+        if self.trace is not None:
+            return notebook_html(self.trace, note=note, forks={fork.position: fork for fork in self.forks})
+        bold = lambda i, fork: ' style="font-weight:bold"' if i == fork.chosen else ""
+        tried = lambda fork: "".join(
+            f"<li{bold(i, fork)}>{score:.2f} {html.escape(text)}</li>"
+            for i, (score, text) in enumerate(zip(fork.scores, fork.texts, strict=True))
+        )
+        forks = "".join(f"<li>after {fork.position} tokens<ul>{tried(fork)}</ul></li>" for fork in self.forks)
+        text = f'<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">{html.escape(self.text)}</div>'
+        return f"{text}<details><summary><small>{note}</small></summary><ol>{forks}</ol></details>"
 
 
 @jax.tree_util.register_dataclass
@@ -87,23 +106,27 @@ def branch(
     tied: float = 0.1,
     seed: int = 0,
     batch: int = 32,
+    trace: bool | str | tuple[str, ...] = False,
 ) -> list[Branched]:
     """Follow the sampler to a fork (see UntilFork), draw n continuations of up to m tokens there as rows of one batch,
     keep the one with the highest mean log-probability under the model, and go on: a Branched for each prompt.
 
     prompts: as for generate; up to `batch` of them are decoded together. A prompt is read once, whatever
     the number of forks. The same seed gives the same rows; all randomness of a row comes from the seed, its place
-    among the prompts, and how many forks it has passed. Raises ValueError as generate does, and for a model without a
-    tokenizer."""
+    among the prompts, and how many forks it has passed. trace: as for generate, of the tokens that were kept, from one
+    more pass over them. Raises ValueError as generate does, and for a model without a tokenizer."""
     model.require_tokenizer()  # a fork is a choice between texts
     tokens = prompt_rows(model, prompts)
     check(tokens, max_new_tokens, 2**31)
-    (seed,) = row_seeds(seed, 1)
+    (seed,), parts = row_seeds(seed, 1), parts_of(trace)
     rows = [Branched(t.tolist()) for t in tokens]
     walker = UntilFork(sampler, thresholds, tied).bind(model.tokenizer)
     for start in range(0, len(rows), batch):
         group = list(enumerate(rows))[start : start + batch]
         _follow(model, group, min(batch, len(rows)), max_new_tokens, walker, n, m, seed)
+    for row in rows if parts is not None else ():
+        whole = trace_text(model, row.prompt_tokens + row.tokens, "lens" in parts, "attention" in parts)
+        row.trace = replace(whole[len(row.prompt_tokens) - 1 :], thresholds=thresholds.thresholds)
     return rows
 
 
@@ -169,24 +192,11 @@ class Lanes:
     @classmethod
     def of(cls, model, sampler, prompts, size, new_tokens):
         """Prompts in the first of `size` lanes, the others idle, with room for new_tokens in each."""
-        lengths = np.array([len(p) for p in prompts] + [1] * (size - len(prompts)), np.int32)
-        T = bucket(lengths.max(), SMALLEST_PROMPT)
-        tokens = np.zeros((size, T), np.int32)
-        for i, prompt in enumerate(prompts):
-            tokens[i, : len(prompt)] = prompt
-        slots, where = cache_slots(max(T, lengths.max() + new_tokens)), of_cache(model.weights, size)
-        cache = KVCache.new(model.config, size, slots, model.dtype, where)
-        last = tokens[np.arange(size), lengths - 1]
-        lanes = cls(model, cache, sampler.init(size), last, lengths - 1)
-        lanes._step(greedy(), (), tokens, 0 * lengths, lengths - 1, np.zeros(size, np.uint32), 0)
-        return lanes
-
-    def _step(self, sampler, state, tokens, start_pos, last, seeds, count):
-        weights = self.model.decode_weights
-        out, self.cache, state = step(
-            weights, self.model.config, sampler, tokens, start_pos, last, self.cache, state, seeds, count
-        )
-        return out, state
+        rows = [*prompts, *[prompts[0][:1]] * (size - len(prompts))]
+        position = np.array([len(row) - 1 for row in rows], np.int32)
+        _, cache = read_prompts(model, rows)
+        cache = resized(cache, cache_slots(position.max() + 1 + new_tokens))
+        return cls(model, cache, sampler.init(size), np.array([row[-1] for row in rows], np.int32), position)
 
     def decode(self, sampler, room, seeds, ends):
         """Up to room[i] tokens of lane i, fewer where one of ends comes: a pair (tokens, logprobs) to each lane.
@@ -198,8 +208,9 @@ class Lanes:
         found = [([], []) for _ in room]
         going = room > 0
         for count in range(room.max()):
-            out, self.state = self._step(
-                sampler, self.state, self.last[:, None], self.position, 0 * self.position, seeds, count
+            weights, last = self.model.decode_weights, self.last[:, None]
+            out, self.cache, self.state = step(
+                weights, self.model.config, sampler, last, self.position, self.cache, self.state, seeds, count
             )
             token, logprob = jax.device_get(gathered((out["token"], out["logprob"])))
             for i in np.flatnonzero(going):
@@ -215,7 +226,7 @@ class Lanes:
 
     def take(self, lanes):
         """Copies of some lanes."""
-        return Lanes(self.model, *_take((self.cache, self.state), lanes), self.last[lanes], self.position[lanes])
+        return Lanes(self.model, *taken((self.cache, self.state), lanes), self.last[lanes], self.position[lanes])
 
     def put(self, lanes, other, of_other):
         """Other's lanes of_other in the place of lanes."""
@@ -223,9 +234,6 @@ class Lanes:
             (self.cache, self.state), np.array(lanes), (other.cache, other.state), np.array(of_other)
         )
         self.last[lanes], self.position[lanes] = other.last[of_other], other.position[of_other]
-
-
-_take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree))
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ..compiler import canary
+from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, new_trace
 from ..llama.prompts import prompt_rows
 from ..llama.sharding import gathered
@@ -49,11 +50,14 @@ class Generation:
 
     def _repr_html_(self):
         rate = f", {self.timing['tokens_per_s']:.1f} tokens/s" if self.timing.get("tokens_per_s") else ""
+        note = f"{len(self.prompt_tokens)} + {len(self.tokens)} tokens, {self.finish_reason}, mean log-probability "
+        note += f"{self.logprobs.mean():.2f} nats{rate}"
+        if self.trace is not None:
+            return notebook_html(self.trace, note=note)
         return (
             '<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">'
             f'<span style="opacity:.55">{html.escape(self.prompt)}</span><b>{html.escape(self.text)}</b></div>'
-            f"<small>{len(self.prompt_tokens)} + {len(self.tokens)} tokens, {self.finish_reason}, mean log-probability "
-            f"{self.logprobs.mean():.2f} nats{rate}</small>"
+            f"<small>{note}</small>"
         )
 
 
@@ -96,7 +100,7 @@ def generate(
     trace = parts_of(trace)
     canary()
     sampler = bound(sampler, model.tokenizer)
-    writers = [_Writer(model, i, stop, None if stream is True else stream) for i in range(len(rows))]
+    writers = [_Writer(model, i, stop, None if stream is True else stream, sampler) for i in range(len(rows))]
     printer = _Printer(writers) if stream is True else lambda: None
     lengths = np.array([len(row) for row in rows], np.int32)
     show = progress if progress is not None else sys.stderr.isatty() and len(rows) > 1 and stream is None
@@ -135,8 +139,8 @@ def chat(model, messages, **options) -> Generation:
 class _Writer:
     """Collects one row's steps, finds its end, and hands on whole characters: text[:ready] cannot be taken back."""
 
-    def __init__(self, model, row, stop, stream):
-        self.model, self.row, self.stream, self.finish_reason = model, row, stream, None
+    def __init__(self, model, row, stop, stream, sampler):
+        self.model, self.row, self.stream, self.sampler, self.finish_reason = model, row, stream, sampler, None
         self.steps, self.text, self.ready = [], "", 0
         stop = (model.tokenizer.stop_tokens if model.tokenizer else ()) if stop is None else stop
         stop = (stop,) if isinstance(stop, str | int) else stop
@@ -175,7 +179,7 @@ class _Writer:
         after_first = max(0, len(self.steps) - 1)
         under = lambda prefix: {n.removeprefix(prefix): of(n) for n in self.steps[0] if n.startswith(prefix)}
         info = under("info.")
-        trace = under("trace.") and new_trace(self.model, row, of("token"), under("trace."), info)
+        trace = under("trace.") and new_trace(self.model, row, of("token"), under("trace."), info, self.sampler)
         rate = after_first / timing["decode_s"] if after_first and timing["decode_s"] > 0 else None
         return Generation(
             prompt=self.model.tokenizer.decode(row) if self.model.tokenizer else str(list(row)),

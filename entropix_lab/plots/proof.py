@@ -138,10 +138,10 @@ def fault_table(tables):
         ax.axvspan(0.1, nearest, color="0.85", label="the untouched model, correct variants")
         ax.set_xlim(0.3, 2e6)
         ax.set(xscale="log", xlabel="error in units of its limit", title=dtype)
-        ax.plot([], [], ">", color="0.4", mfc="none", label="a million or more, with the length's colour")
+        ax.plot([], [], ">", color="0.4", mfc="none", label="a million or more, coloured by length")
     axes[0, 0].set_yticks(range(len(names)), [f"{what}  {name}" for name, what in names], fontsize=8.5)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return axes
 
 

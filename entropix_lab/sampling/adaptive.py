@@ -124,6 +124,26 @@ class Adaptive:
         on = [fits[name] if name in self.quadrants else jnp.zeros_like(flat) for name in BRANCHES[:4]]
         return jnp.argmax(jnp.stack([*on, jnp.ones_like(flat)]), 0)
 
+    @property
+    def thresholds(self):
+        """What ``branch`` wants of each branch that is on, in their order: lists of (name, "<" or ">", bound), bounds
+        in nats and nats^2."""
+        names = ("entropy", "varentropy", "attention_entropy", "attention_varentropy")
+        sides = {
+            "LELV": (("<", "low_"), ("<", "low_"), ("<", "low_"), ("<", "low_")),
+            "HELV": ((">", "high_"), ("<", "low_"), ("<", "low_"), ("<", "low_")),
+            "LEHV": (("<", "high_"), (">", "high_"), ("<", "low_"), (">", "high_")),
+            "HEHV": ((">", "medium_"), (">", "high_"), (">", "high_"), (">", "high_")),
+        }
+        found = {branch: [] for branch in sides if branch in self.quadrants}
+        for branch, wanted in found.items():
+            for name, (sign, side) in zip(names, sides[branch], strict=True):
+                bound = getattr(self, side + name)
+                if bound is not None and (self.attention or not name.startswith("attention")):
+                    unit = math.log(2) ** (2 if name.endswith("varentropy") else 1)
+                    wanted.append((name.replace("_", " "), sign, float(bound) * unit))
+        return found
+
     def parameters(self, branch, H, V, hA, vA):
         """temperature, top_p, top_k, min_p [B] that a branch draws with."""
         T, one = self.temperature, jnp.ones_like(H)

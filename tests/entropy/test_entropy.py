@@ -295,10 +295,10 @@ class TestTrace:
             close(weights, -np.sort(-probs, -1)[..., :8])
             close(np.take_along_axis(probs, slots, -1), weights)
 
-    def test_chunks_change_nothing(self, tiny32, monkeypatch):
+    def test_pieces_change_nothing(self, tiny32, monkeypatch):
         tokens = tokens_for(tiny32, 1, 50)
         want = lab.trace_text(tiny32, tokens)
-        monkeypatch.setattr("entropix_lab.entropy.trace.CHUNK", 8)
+        monkeypatch.setattr("entropix_lab.llama.prefill.PIECE", 8)
         for name, x in arrays_of(lab.trace_text(tiny32, tokens)).items():
             np.testing.assert_allclose(x, getattr(want, name), atol=1e-5, err_msg=name)
 
@@ -323,12 +323,12 @@ class TestTrace:
             np.testing.assert_allclose(g.trace.surprisal, -g.logprobs, atol=1e-6)
 
     def test_few_programs(self, tiny32):
-        from entropix_lab.entropy.trace import _trace_chunk
+        from entropix_lab.entropy.trace import _trace_piece
 
-        before = _trace_chunk._cache_size()
+        before = _trace_piece._cache_size()
         for T in (2, 9, 17, 18, 25, 33):
             lab.trace_text(tiny32, tokens_for(tiny32, 1, T))
-        assert _trace_chunk._cache_size() - before <= 2
+        assert _trace_piece._cache_size() - before <= 2
 
     def test_saved_and_loaded(self, tiny32, tmp_path):
         trace = lab.trace_text(tiny32, tokens_for(tiny32, 1, 12), lens=True, attention=True)
@@ -383,11 +383,6 @@ class TestTrace:
         assert np.isnan(relative[0]).all() and relative[1:].min() >= 0 and relative[1:].max() <= 1 + 1e-5
         rest = trace.relative_attention_rest
         assert np.isnan(rest[:2]).all() and rest[2:].min() >= 0 and rest[2:].max() <= 1 + 1e-5
-
-    def test_html_is_escaped(self, tiny32):
-        trace = lab.trace_text(tiny32, [1, 2, 3])
-        html = lab.entropy.token_html(trace)
-        assert "&lt;2&gt;" in html and "<2>" not in html and html.count("<span") == 3
 
     @pytest.mark.parametrize("tokens", [[5], [[1, 2], [3, 4]]])
     def test_what_cannot_be_traced(self, tiny32, tokens):
