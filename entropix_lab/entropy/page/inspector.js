@@ -136,6 +136,7 @@
     const x = (h) => left + (h / X) * (W - left - 6), y = (v) => H - bottom - (v / Y) * (H - bottom - 6);
     const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "entropy and varentropy of every token" });
     const colours = data.taken ? data.taken.colours : ["rgb(86, 180, 233)"];
+    const labels = [];
     // branches are tried in their order, so the first lies on top
     for (const [name, of] of Object.entries(data.thresholds).reverse()) {
       const box = { entropy: [0, X], varentropy: [0, Y] };
@@ -144,12 +145,13 @@
       const colour = data.taken ? colours[data.taken.names.indexOf(name)] : "gray";
       const area = { x: x(box.entropy[0]), y: y(box.varentropy[1]), width: wide, height: high };
       svg.append(make("rect", { class: "paper", ...area }), make("rect", { ...area, fill: colour, opacity: 0.12 }));
-      if (wide > 30 && high > 12) svg.append(make("text", { x: x(box.entropy[1]) - 3, y: y(box.varentropy[1]) + 11, "text-anchor": "end" }, name));
+      if (wide > 30 && high > 12) labels.push(make("text", { x: x(box.entropy[1]) - 3, y: y(box.varentropy[1]) + 11, "text-anchor": "end" }, name));
     }
     for (const [what, , bound] of bounds) {
       const ends = what === "entropy" ? { x1: x(bound), x2: x(bound), y1: y(0), y2: y(Y) } : { x1: x(0), x2: x(X), y1: y(bound), y2: y(bound) };
       if (what === "entropy" || what === "varentropy") svg.append(make("line", { class: "bound", ...ends }));
     }
+    svg.append(...labels);
     svg.append(make("line", { class: "axis", x1: left, x2: W - 6, y1: y(0), y2: y(0) }), make("line", { class: "axis", x1: left, x2: left, y1: y(0), y2: 6 }));
     for (const h of ticks(X)) svg.append(make("text", { x: x(h), y: H - bottom + 12, "text-anchor": "middle" }, `${h}`));
     for (const v of ticks(Y)) svg.append(make("text", { x: left - 4, y: y(v) + 3, "text-anchor": "end" }, `${v}`));
