@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
+from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 from entropix_lab.generation.branching import Branched, Fork
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -152,6 +153,17 @@ def test_a_long_trace_is_shown_in_part(trace):
     )
     long.info.update({name: np.repeat(x, 20, 0)[: len(long)] for name, x in trace.info.items()})
     assert "the first 400 of 600 tokens" in long._repr_html_()
+
+
+def test_what_is_branched_is_traced(tmp_path):
+    tokens = "".join(f"{base64.b64encode(bytes([b])).decode()} {17 + b}\n" for b in range(256)).encode()
+    folder = write_random_checkpoint(tmp_path / "tiny", TINY | dict(vocab_size=273), tokenizer_model=tokens)
+    options = dict(max_new_tokens=6, sampler=lab.samplers.greedy(), n=2, m=2, trace="attention")
+    (row,) = lab.branch(lab.load_model(folder), ["ab"], tied=0.3, **options)
+    assert row.trace.tokens.tolist() == row.tokens and len(row.trace.prompt_pieces) == len(row.prompt_tokens)
+    np.testing.assert_allclose(row.trace.surprisal, -np.array(row.logprobs), atol=1e-5)
+    assert row.forks and row.trace.attention_sources.shape[0] == len(row.tokens) and row.trace.lens_entropy is None
+    assert row.trace.thresholds == lab.samplers.adaptive("9d41be6").thresholds
 
 
 def test_what_was_branched_shows_its_forks(trace):
