@@ -36,7 +36,9 @@ FAMILIES = {  # a sampler of one number, five settings of it, and the one that i
     "adaptive 9d41be6": (lambda t: samplers.adaptive("9d41be6", temperature=t), (0.2, 0.4, 0.6, 0.8, 1.0), 0.8),
     "dirichlet": (lambda w: samplers.dirichlet(target_ent=(w,) * 4), (0.05, 0.1, 0.15, 0.2, 0.25), 0.25),
 }
-SLOPES, AT, BLOCK, ROWS = (-0.5, -0.25, 0.0, 0.25, 0.5), 0.7, 30, 96
+AT, BLOCK, ROWS = 0.7, 30, 96
+# the temperatures at 1 nat between which a slope is as surprising as none at AT
+SLOPES = {-0.5: (AT, 0.85, 1.1), -0.25: (AT, 0.85, 1.1), 0.0: (AT,), 0.25: (0.35, 0.4, 0.5), 0.5: (0.2, 0.27, 0.4)}
 
 
 def numbers(values, digits=4):
@@ -108,7 +110,7 @@ class Study:
             for name, (run, spent) in (more(tasks, runs) if more else {}).items():
                 self.add(name, part, run, spent)
             self.write(self.args.name)
-            print(f"{part} {i + len(tasks)}: {', '.join(panel)}", flush=True)
+            print(f"{part} {i + len(tasks)}: {', '.join(panel)}", round(time.process_time()), "s", flush=True)
 
     def accuracy(self, name):
         row = self.runs[name]
@@ -154,20 +156,20 @@ class Study:
         self.panel(panel, "test", self.args.samples)
 
     def tuning(self):
-        for name, (make, values, _) in FAMILIES.items():
-            named = {f"tuning {name} {value}": make(value) for value in values}
-            self.panel(named, "tuning", self.args.tuning_samples)
+        each = [(name, make, value) for name, (make, values, _) in FAMILIES.items() for value in values]
+        panel = {f"tuning {name} {value}": make(value) for name, make, value in each}
+        self.panel(panel, "tuning", self.args.tuning_samples)
 
     def slopes(self):
         name = lambda slope, t: f"tuning slope {slope} T {t}"
-        heats, panel = (0.4, AT, 1.1), {}
-        for slope in SLOPES:
-            self.panel({name(slope, t): samplers.sloped(t, slope) for t in heats}, "tuning", self.args.tuning_samples)
-        for slope in (s for s in SLOPES if s):  # without a slope it is the curve's
-            known = np.maximum.accumulate([self.surprisal(name(slope, t)) for t in heats])
-            t = round(float(np.exp(np.interp(self.surprisal(name(0.0, AT)), known, np.log(heats)))), 4)
-            panel[f"slope {slope}"] = samplers.sloped(t, slope)
+        tried = {name(slope, t): samplers.sloped(t, slope) for slope, heats in SLOPES.items() for t in heats}
+        self.panel(tried, "tuning", self.args.tuning_samples)
+        target, panel = np.log(self.surprisal(name(0.0, AT))), {}
+        for slope, heats in SLOPES.items():
+            known = np.log([self.surprisal(name(slope, t)) for t in heats])
+            t = round(float(np.exp(np.interp(target, np.maximum.accumulate(known), np.log(heats)))), 4)
             self.data[self.args.name].setdefault("slope temperatures", {})[str(slope)] = t
+            panel |= {f"slope {slope}": samplers.sloped(t, slope)} if slope else {}  # without a slope it is the curve's
         self.panel(panel, "test", self.args.samples)
 
     def tuned(self):
@@ -218,9 +220,12 @@ def main():
     parser.add_argument("--system", default="Answer briefly.", help="the system message")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="samplers", help="of the files in outputs/")
-    parser.add_argument("--first", type=int, default=None, help="all parts on so many tasks before any has the others")
+    parser.add_argument(
+        "--first", type=int, default=None, help="all parts on so many tasks, then on a block more, and so on"
+    )
     study = Study(parser.parse_args())
-    for limit in (study.args.first, None):
+    tasks = study.args.tasks
+    for limit in (*range(study.args.first or tasks, tasks, BLOCK), tasks):
         study.limit = limit
         for part in PARTS:
             getattr(study, part)()

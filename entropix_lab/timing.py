@@ -1,15 +1,16 @@
 """What a token costs: with the cache, by computing everything again, and by the memory that has to be read."""
 
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from .generation.generate import generate
-from .generation.step import SMALLEST_PROMPT, cache_slots, step
-from .llama.model import KVCache
-from .llama.prompts import bucket
+from .generation.step import first, read, read_prompts, step
+from .llama.model import KVCache, attend, head, linear, no_tap, write_rows
+from .llama.prefill import PIECE, cache_slots
 from .llama.sharding import of_cache
 from .llama.weights import nbytes
 from .sampling.plain import greedy
@@ -18,27 +19,87 @@ from .sampling.plain import greedy
 def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, repeats: int = 7) -> np.ndarray:
     """Median seconds for one more token of each row after each of positions (tokens before), without compilation.
 
-    cached: one new token against a cache that holds the rest. Otherwise everything is computed again, done well: the
-    same compiled step, prompts padded to a power of two, the output head on the last token only.
+    cached: one new token against a cache that holds the rest. Otherwise everything is computed again, done well: as
+    generate reads a prompt, by pieces, the output head on the last token only.
     """
-    return np.array([_seconds(model, int(p), batch, cached, repeats) for p in positions])
+    seconds = _of_a_step if cached else _of_a_prompt
+    return np.array([seconds(model, int(p), batch, repeats) for p in positions])
 
 
-def _seconds(model, position, batch, cached, repeats):
-    T = 1 if cached else bucket(position, SMALLEST_PROMPT)
-    start_pos = np.full(batch, position if cached else 0, np.int32)
-    last = np.full(batch, 0 if cached else position - 1, np.int32)
-    slots = cache_slots(position + 1) if cached else T
-    noise = lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype)  # zeros would share one page of memory
-    cache = jax.tree.map(noise, KVCache.new(model.config, batch, slots, model.dtype, of_cache(model.weights, batch)))
-    tokens, seeds = np.ones((batch, T), np.int32), np.zeros(batch, np.uint32)
+def _noise(tree):
+    return jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape, x.dtype), tree)
+
+
+def _of_a_step(model, position, batch, repeats):
+    # zeros would share one page of memory
+    where = of_cache(model.weights, batch)
+    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), model.dtype, where))
+    tokens, seeds = np.ones((batch, 1), np.int32), np.zeros(batch, np.uint32)
+    start_pos = np.full(batch, position, np.int32)
 
     def one():
         nonlocal cache
-        out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, last, cache, (), seeds, 0)
+        out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
         return out
 
     return median_seconds(one, repeats)
+
+
+def _of_a_prompt(model, position, batch, repeats):
+    rows, seeds = np.ones((batch, position), np.int32), np.zeros(batch, np.uint32)
+
+    def one():
+        prompt, _ = read_prompts(model, rows)
+        return first(model.decode_weights, model.config, greedy(), prompt, np.arange(batch), (), seeds)
+
+    return median_seconds(one, repeats)
+
+
+def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
+    """Median seconds of one decoding step at a position, and of what it is made of, each as a program of its own.
+
+    "products": of a token with the matrices of all layers; "head": the final norm and the output matrix; "attention":
+    a row written to every layer's cache, and the query over it; "rest": what "step", the whole, takes beyond them
+    (norms, RoPE, the sampler, what it costs to start each of them).
+    """
+    weights, config = model.decode_weights, model.config
+    x = jnp.ones((1, 1, config.dim), model.dtype)
+    slots = cache_slots(position + 1)
+    rows = _noise(KVCache.new(config, 1, 1, model.dtype))
+    queries = _noise(jnp.zeros((1, 1, config.n_heads, config.head_dim), model.dtype))
+
+    @jax.jit
+    def products(layers, x):
+        for w in layers:  # every product reads the one before it, as in a step; clipped, or they overflow
+            q, k, v = w.qkv(linear, x)
+            x = jnp.clip(w.attention_out(linear, q) + k.sum() + v.sum(), 1, 2)
+            gate, up = w.gate_up(linear, x)
+            x = jnp.clip(w.down(linear, gate + up), 1, 2)
+        return x
+
+    @partial(jax.jit, donate_argnums=0)
+    def attention(cache, rows, x, start_pos):
+        mask = jnp.arange(slots) <= start_pos[:, None, None, None, None]
+        cache = jax.tree.map(lambda c, row: write_rows(c, row, start_pos), cache, rows)
+        for k, v in zip(*cache, strict=True):
+            x = attend(x, k, v, mask, no_tap)
+        return x, cache
+
+    cache = _noise(KVCache.new(config, 1, slots, model.dtype))
+
+    def attended():
+        nonlocal cache
+        out, cache = attention(cache, rows, queries, np.full(1, position, np.int32))
+        return out
+
+    of_head = jax.jit(lambda weights, x: head(weights, config, x, no_tap))
+    seconds = {
+        "products": median_seconds(lambda: products(weights.layer_weights, x), repeats),
+        "head": median_seconds(lambda: of_head(weights, x), repeats),
+        "attention": median_seconds(attended, repeats),
+    }
+    whole = _of_a_step(model, position, 1, repeats)
+    return seconds | {"rest": max(0.0, whole - sum(seconds.values())), "step": whole}
 
 
 def median_seconds(run, repeats: int) -> float:
@@ -53,7 +114,7 @@ def median_seconds(run, repeats: int) -> float:
 
 def programs() -> int:
     """How many programs generate has compiled in this process."""
-    return step._cache_size()
+    return sum(program._cache_size() for program in (read, first, step))
 
 
 def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:
@@ -61,6 +122,29 @@ def memory_bandwidth(megabytes: int = 512, repeats: int = 9) -> float:
     matrix = jnp.ones((megabytes * 1_000_000 // 4 // 4096, 4096), jnp.float32)
     vector, product = jnp.ones(4096, jnp.float32), jax.jit(jnp.dot)
     return matrix.nbytes / median_seconds(lambda: product(matrix, vector), repeats)
+
+
+def peak_operations(size: int = 2048, repeats: int = 5) -> float:
+    """Operations per second of this device in a product of two square float32 matrices."""
+    matrix, product = jnp.ones((size, size), jnp.float32), jax.jit(partial(jnp.matmul, precision="highest"))
+    return 2 * size**3 / median_seconds(lambda: product(matrix, matrix), repeats)
+
+
+def work(model, position: int, batch: int = 1, tokens: int = 1) -> tuple[float, float]:
+    """(operations, bytes) of the next `tokens` tokens of each of batch rows at a position.
+
+    Two operations to each weight of a matrix and token, and in attention to each cached key, value and query head; of
+    the output matrix only once to a row. Every piece of the prompt reads all weights once, and the cache as it is then.
+    """
+    c, weights = model.config, model.decode_weights
+    matrices = sum(x.size for w in weights.layer_weights for x in w if x.ndim == 2)
+    seen = position * tokens + tokens * (tokens + 1) / 2  # slots that all tokens of a row see
+    operations = 2 * batch * (matrices * tokens + c.vocab_size * c.dim + 2 * c.n_layers * c.dim * seen)
+    pieces = -(-tokens // PIECE)
+    once = nbytes(weights._replace(tok_embeddings=None, layer_weights=()))
+    slots = seen * pieces / tokens  # that all pieces read, each those before it
+    read = pieces * nbytes(weights.layer_weights) + once + slots * cache_bytes(c, 1, batch, model.dtype)
+    return operations, read
 
 
 def cache_bytes(config, slots: int, batch: int = 1, dtype="float32") -> int:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 import entropix_lab as lab
-from entropix_lab.entropy.trace import _trace_chunk
+from entropix_lab.entropy.trace import _trace_piece
 from entropix_lab.generation.branching import UntilFork
-from entropix_lab.generation.step import step
+from entropix_lab.generation.step import first, read, step
 from entropix_lab.proof.passes import Programs
 
 V, D, B, T, S = 128256, 32, 2, 16, 32
@@ -51,11 +51,16 @@ def programs(dtype):
     jit = lambda f: jax.jit(f, static_argnames="config")
     yield "xfmr", jit(lab.xfmr), (w, CONFIG, tokens, 0, cache)
     yield "xfmr_with_taps", jit(lab.xfmr_with_taps), (w, CONFIG, tokens, 0, cache)
-    yield "trace_text", _trace_chunk, (w, CONFIG, tokens, tokens, 0, cache, True, True)
+    yield "trace_text", _trace_piece, (w, CONFIG, tokens, tokens, 0, cache, True, True)
+    for watch in (None, (True,)):
+        yield f"read {watch}", read, (w, CONFIG, tokens, at, at, cache, watch)
+    prompt, _ = read.eval_shape(w, CONFIG, tokens, at, at, cache, (True,))
     for name, sampler in SAMPLERS.items():
         state, seeds = jax.eval_shape(lambda s=sampler: s.init(B)), array(B, dtype="uint32")
         for trace in (None, ("attention", "lens")):
-            yield f"{name} {trace}", step, (w, CONFIG, sampler, tokens, at, at, cache, state, seeds, 0, trace)
+            yield f"{name} {trace}, first", first, (w, CONFIG, sampler, prompt, at, state, seeds, trace)
+            token = array(B, 1, dtype="int32")
+            yield f"{name} {trace}", step, (w, CONFIG, sampler, token, at, cache, state, seeds, 0, trace)
     ours, x, forced = Programs(), array(B, T, D, dtype=dtype), array(B, dtype="bool")
     keys = cache.k[0]
     yield "layer", ours.layer, (w.layer_weights[0], CONFIG, x, at, keys, keys, {}, forced)

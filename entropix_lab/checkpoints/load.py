@@ -13,7 +13,7 @@ from ..compiler import use_compilation_cache
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
 from ..llama.prompts import to_numpy
-from ..llama.weights import MODULE, LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights
+from ..llama.weights import MODULE, LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights, fused
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
 from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
@@ -83,11 +83,13 @@ def load_config(path) -> LlamaConfig:
 
 
 @system_errors()
-def load_model(name, dtype="float32", mesh=None) -> Model:
+def load_model(name, dtype="float32", mesh=None, for_generation: bool = False) -> Model:
     """A model by name ("Llama3.2-1B-Instruct"; see find_checkpoint), by folder in Meta's or Hugging Face's format, or
     the demo ("SmolLM2-135M-Instruct").
 
     dtype, mesh: as for load_and_convert_weights. Everything that takes a Model then runs on the mesh's devices.
+    for_generation: keep the weights only in the form that generation reads (see decode_weights), which on a CPU would
+    otherwise be a second copy of all matrices.
     Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
     Raises CheckpointError, which says what to download when the model is not on this machine, and ValueError for a
     dtype that the forward is not made for and a mesh over which the model cannot be split.
@@ -97,7 +99,7 @@ def load_model(name, dtype="float32", mesh=None) -> Model:
     folder = find_checkpoint(name)
     config = reader_of(folder).read_config(folder)
     tokenizer = read_tokenizer(folder, config)
-    return Model(config, _read_weights(folder, config, jnp.dtype(dtype), mesh), tokenizer, folder)
+    return Model(config, _read_weights(folder, config, jnp.dtype(dtype), mesh, for_generation), tokenizer, folder)
 
 
 @system_errors()
@@ -134,7 +136,7 @@ def read_tensors(folder, config: LlamaConfig):
     return reader_of(folder).read_tensors(folder, config)
 
 
-def _read_weights(folder, config, dtype, mesh):
+def _read_weights(folder, config, dtype, mesh, for_generation=False):
     unread = ()
     if mesh is not None:
         sharding.check_divisible(config, mesh)
@@ -160,13 +162,13 @@ def _read_weights(folder, config, dtype, mesh):
             arrays[name] = jax.make_array_from_callback(shape, place, part).block_until_ready()
         embeddings = parts if name == "tok_embeddings.weight" else embeddings
     kind = LayerWeights if mesh is None else SplitLayerWeights
-    layer = lambda i: kind(**{f: arrays[f"layers.{i}.{MODULE[f]}.weight"] for f in kind._fields})
-    return XfmrWeights(
-        arrays["tok_embeddings.weight"],
-        arrays["norm.weight"],
-        arrays["output.weight"],
-        tuple(layer(i) for i in range(config.n_layers)),
-    )
+    layer = lambda i: kind(**{f: arrays.pop(f"layers.{i}.{MODULE[f]}.weight") for f in kind._fields})
+    # layer by layer, so that no more than one is there in two forms
+    one_cpu = mesh is None and jax.default_backend() == "cpu"
+    form = fused if for_generation and one_cpu else lambda w: w
+    outer = (arrays[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
+    weights = XfmrWeights(*outer, tuple(form(layer(i)) for i in range(config.n_layers)))
+    return decode_weights(weights) if for_generation else weights
 
 
 def _of_others(folder, mesh) -> list[Path]:

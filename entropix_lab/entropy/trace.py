@@ -8,15 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ..llama.model import KVCache, check_inputs, head, no_tap, transformer
-from ..llama.prompts import bucket
-from ..llama.sharding import fetch, of_cache
+from ..llama.model import head, no_tap, transformer
+from ..llama.prefill import PIECE, prefill
+from ..llama.sharding import gathered
 from ..sampling import NAMES
 from .inspector import notebook_html, saved_page
 from .metrics import collector, trace_metrics
 
 FORMAT = 2  # of a saved trace; 1 had no alternatives, and nothing of what came with them
-CHUNK = 256  # tokens to a step of trace_text: bounds the logits held at once, and the number of compiled programs
 LISTS = ("alternatives", "alternative_probabilities", "lens_tokens", "lens_probabilities")
 LISTS += ("attention_sources", "attention_weights")  # of several tokens or slots to a prediction
 
@@ -175,31 +174,32 @@ def trace_text(model, text_or_tokens, lens: bool = False, attention: bool = Fals
     """What the model thinks of a given text (teacher-forced): a Trace of every token but the first.
 
     text_or_tokens: text, or token ids [T], T > 1. lens=True adds the logit lens, which costs as many heads as the model
-    has layers; attention=True the largest sources of every head. Runs through a KV cache in chunks of 256 tokens, so
-    that a long text at a large vocabulary needs the logits of one chunk only. Raises ValueError for a text of fewer
+    has layers; attention=True the largest sources of every head. Runs through a KV cache in pieces (see prefill), so
+    that a long text at a large vocabulary needs the logits of one piece only. Raises ValueError for a text of fewer
     than two tokens, or of several rows.
     """
     tokens = model.encode(text_or_tokens)
     if len(tokens) != 1 or tokens.shape[1] < 2:
         raise ValueError(f"expected one text of at least two tokens, found tokens of shape {tokens.shape}")
     T = tokens.shape[1] - 1
-    slots = bucket(T, 16)
-    size = min(slots, CHUNK)
-    padded = np.zeros((1, slots + 1), np.int32)
-    padded[:, : T + 1] = tokens
-    cache = KVCache.new(model.config, 1, slots, model.dtype, of_cache(model.weights, 1))
-    check_inputs(model.config, tokens[:, :T], 0, cache)
+    following = np.pad(tokens[0, 1:], (0, PIECE))
     parts = []
-    for start in range(0, T, size):
-        now, following = padded[:, start : start + size], padded[:, start + 1 : start + size + 1]
-        metrics, cache = _trace_chunk(model.weights, model.config, now, following, start, cache, lens, attention)
-        parts.append({name: x[0] for name, x in fetch(metrics).items()})
-    arrays = {name: np.concatenate([part[name] for part in parts])[:T] for name in parts[0]}
+
+    def run(piece, start_pos, last, cache):
+        after = following[None, start_pos[0] :][:, : piece.shape[1]]
+        metrics, cache = _trace_piece(model.weights, model.config, piece, after, start_pos, cache, lens, attention)
+        # a last piece begins within the one before it
+        new = slice(sum(len(part["entropy"]) for part in parts) - start_pos[0], last[0] + 1)
+        parts.append({name: x[0, new] for name, x in jax.device_get(gathered(metrics)).items()})
+        return None, cache
+
+    prefill(run, model.weights, model.config, tokens[:, :T])
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return new_trace(model, tokens[0, :1], tokens[0, 1:], arrays)
 
 
 @partial(jax.jit, static_argnames=("config", "lens", "attention"), donate_argnames="cache")
-def _trace_chunk(weights, config, tokens, following, start_pos, cache, lens, attention):
+def _trace_piece(weights, config, tokens, following, start_pos, cache, lens, attention):
     found, tap = collector(attention=attention)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     logits = head(weights, config, x, no_tap)

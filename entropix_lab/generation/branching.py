@@ -11,13 +11,14 @@ import numpy as np
 from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, trace_text
 from ..llama.model import KVCache
-from ..llama.prompts import bucket, prompt_rows
-from ..llama.sharding import fetch, of_cache
+from ..llama.prefill import cache_slots, resized
+from ..llama.prompts import prompt_rows
+from ..llama.sharding import gathered
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
-from ..sampling.plain import bound, greedy, top_p
+from ..sampling.plain import bound, top_p
 from .generate import check, parts_of, row_seeds
-from .step import SMALLEST_PROMPT, cache_slots, step
+from .step import read_prompts, step, taken
 
 FORK = -1  # not a token: it ends a row of generate where a fork is
 
@@ -191,24 +192,11 @@ class Lanes:
     @classmethod
     def of(cls, model, sampler, prompts, size, new_tokens):
         """Prompts in the first of `size` lanes, the others idle, with room for new_tokens in each."""
-        lengths = np.array([len(p) for p in prompts] + [1] * (size - len(prompts)), np.int32)
-        T = bucket(lengths.max(), SMALLEST_PROMPT)
-        tokens = np.zeros((size, T), np.int32)
-        for i, prompt in enumerate(prompts):
-            tokens[i, : len(prompt)] = prompt
-        slots, where = cache_slots(max(T, lengths.max() + new_tokens)), of_cache(model.weights, size)
-        cache = KVCache.new(model.config, size, slots, model.dtype, where)
-        last = tokens[np.arange(size), lengths - 1]
-        lanes = cls(model, cache, sampler.init(size), last, lengths - 1)
-        lanes._step(greedy(), (), tokens, 0 * lengths, lengths - 1, np.zeros(size, np.uint32), 0)
-        return lanes
-
-    def _step(self, sampler, state, tokens, start_pos, last, seeds, count):
-        weights = self.model.decode_weights
-        out, self.cache, state = step(
-            weights, self.model.config, sampler, tokens, start_pos, last, self.cache, state, seeds, count
-        )
-        return out, state
+        rows = [*prompts, *[prompts[0][:1]] * (size - len(prompts))]
+        position = np.array([len(row) - 1 for row in rows], np.int32)
+        _, cache = read_prompts(model, rows)
+        cache = resized(cache, cache_slots(position.max() + 1 + new_tokens))
+        return cls(model, cache, sampler.init(size), np.array([row[-1] for row in rows], np.int32), position)
 
     def decode(self, sampler, room, seeds, ends):
         """Up to room[i] tokens of lane i, fewer where one of ends comes: a pair (tokens, logprobs) to each lane.
@@ -220,10 +208,11 @@ class Lanes:
         found = [([], []) for _ in room]
         going = room > 0
         for count in range(room.max()):
-            out, self.state = self._step(
-                sampler, self.state, self.last[:, None], self.position, 0 * self.position, seeds, count
+            weights, last = self.model.decode_weights, self.last[:, None]
+            out, self.cache, self.state = step(
+                weights, self.model.config, sampler, last, self.position, self.cache, self.state, seeds, count
             )
-            token, logprob = fetch((out["token"], out["logprob"]))
+            token, logprob = jax.device_get(gathered((out["token"], out["logprob"])))
             for i in np.flatnonzero(going):
                 found[i][0].append(int(token[i]))
                 found[i][1].append(float(logprob[i]))
@@ -237,7 +226,7 @@ class Lanes:
 
     def take(self, lanes):
         """Copies of some lanes."""
-        return Lanes(self.model, *_take((self.cache, self.state), lanes), self.last[lanes], self.position[lanes])
+        return Lanes(self.model, *taken((self.cache, self.state), lanes), self.last[lanes], self.position[lanes])
 
     def put(self, lanes, other, of_other):
         """Other's lanes of_other in the place of lanes."""
@@ -245,9 +234,6 @@ class Lanes:
             (self.cache, self.state), np.array(lanes), (other.cache, other.state), np.array(of_other)
         )
         self.last[lanes], self.position[lanes] = other.last[of_other], other.position[of_other]
-
-
-_take = jax.jit(lambda tree, rows: jax.tree.map(lambda x: x[rows], tree))
 
 
 @partial(jax.jit, donate_argnums=0)

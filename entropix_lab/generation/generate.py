@@ -8,13 +8,14 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from ..compiler import canary
 from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, new_trace
 from ..llama.prompts import prompt_rows
-from ..llama.sharding import fetch
+from ..llama.sharding import gathered
 from ..sampling.plain import bound, greedy
 from .step import steps
 
@@ -107,7 +108,7 @@ def generate(
     started, first_token = time.perf_counter(), None
     with _bar(show, max_new_tokens) as bar:
         for count, out in enumerate(found):
-            out = fetch(out)
+            out = jax.device_get(gathered(out))
             first_token = first_token or time.perf_counter()
             for i, writer in enumerate(writers):
                 if writer.finish_reason is None:

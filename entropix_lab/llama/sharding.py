@@ -2,6 +2,10 @@
 
 The forward knows nothing of it. Each device along "model" holds what Meta's rank of that number holds; the rows of a
 batch lie along "data". The axes are Auto: the compiler adds what the devices must tell each other.
+
+Several processes: each calls jax.distributed.initialize() before anything is computed (under SLURM, Open MPI or
+Kubernetes it finds the others itself; elsewhere it is told coordinator_address, num_processes and process_id), then all
+run one program, the same on the same inputs. mesh() counts the devices of all of them.
 """
 
 import jax
@@ -65,10 +69,11 @@ def of_process(mesh: Mesh) -> list[tuple[float, float]]:
     return [(place / mesh.shape["model"], (place + 1) / mesh.shape["model"]) for place in sorted(mine)]
 
 
-def fetch(tree):
-    """The arrays of a pytree on the host, also where other processes hold parts: every process then must call it."""
+def gathered(tree):
+    """A pytree of which this process can read every array: itself, or copies on the host where other processes hold
+    parts. Then every process must call it."""
     if all(getattr(x, "is_fully_addressable", True) for x in jax.tree.leaves(tree)):
-        return jax.device_get(tree)
+        return tree
     from jax.experimental.multihost_utils import process_allgather
 
     return process_allgather(tree, tiled=True)

@@ -1,18 +1,18 @@
 """Data in, matplotlib Axes out; one function to a figure."""
 
+from .attention import attention_entropy, attention_map, attention_positions, attention_tiles
+from .causes import effects, layer_effects, patching
 from .entropy import (
-    attention_entropy,
-    attention_map,
-    attention_positions,
     entropy_trace,
     lens_entropy,
+    lens_words,
     prediction,
     quadrants,
     token_heat,
     two_outcomes,
 )
 from .forks import auroc_table, flip_rate, forked_answer
-from .proof import fault_table, layer_diff, stream_norms
+from .proof import fault_table, layer_diff, op_noise, stream_norms, three_views
 from .sampling import (
     accuracy_against_surprisal,
     accuracy_by_slope,
@@ -22,4 +22,4 @@ from .sampling import (
     kept,
     margins,
 )
-from .speed import cache_timing, tensor_sizes
+from .speed import batch_rates, cache_timing, roofline, tensor_sizes, token_parts

@@ -47,9 +47,11 @@ def accuracy_against_surprisal(runs, plain):
             label=None if name in plain else name,
         )
         if name in plain:
-            below = plain.index(name) % 2 == 0  # neighbours' names on different sides
-            place = dict(xytext=(-4, -12), ha="right") if below else dict(xytext=(4, 6))
-            ax.annotate(name, (x, y), textcoords="offset points", color=BLUE, fontsize=8.5, **place)
+            below = plain.index(name) % 2 == 0  # neighbours' names at different ends of their intervals
+            at, shift, va = (low, -4, "top") if below else (high, 4, "bottom")
+            ax.annotate(
+                name, (x, at), (0, shift), textcoords="offset points", color=BLUE, fontsize=8.5, ha="center", va=va
+            )
     ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
     ax.minorticks_off()

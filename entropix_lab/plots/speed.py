@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..colours import BLUE, RED
+from ..colours import BLUE, GREEN, ORANGE, RED
 from .style import figure, styled
 
 
@@ -30,6 +30,63 @@ def cache_timing(t):
     ax.set_ylim(0, None)
     ax.legend(loc="lower right")
     return axes
+
+
+@styled
+def roofline(points, bandwidth, peak):
+    """Operations a second against operations to a byte read. points: {name: (operations, bytes, seconds)}; bandwidth in
+    bytes and peak in operations per second, both measured."""
+    fig, ax = figure(figsize=(8, 4.4))
+    at = {name: (done / read, done / seconds) for name, (done, read, seconds) in points.items()}
+    x = np.geomspace(
+        min(i for i, _ in at.values()) / 2, max(2 * peak / bandwidth, *(2.5 * i for i, _ in at.values())), 99
+    )
+    ax.plot(x, np.minimum(x * bandwidth, peak) / 1e9, color="black", label="what this device allows, measured")
+    ax.axvline(peak / bandwidth, color="black", lw=0.8, ls=":")
+    ax.annotate("bound by memory | by arithmetic", (peak / bandwidth, 0.02), ("data", "axes fraction"), ha="center")
+    for (name, (i, rate)), color, marker in zip(at.items(), [RED] * 3 + [BLUE] * 9, "osD^v<>ph", strict=False):
+        ax.plot(
+            i, rate / 1e9, marker, color=color, ms=8, label=f"{name}: {100 * rate / min(i * bandwidth, peak):.0f} %"
+        )
+    ax.set(xscale="log", yscale="log", xlabel="operations to a byte that is read", ylabel="billion operations a second")
+    ax.legend(title="and the share of it that is reached", loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    return ax
+
+
+@styled
+def token_parts(rows, limits):
+    """Bars of one token's milliseconds by part. rows: {name: {part: seconds}} without the whole; limits: {name: seconds
+    that reading the memory takes}, a line in each bar."""
+    fig, ax = figure(figsize=(9, 0.9 + 0.55 * len(rows)))
+    parts = list(next(iter(rows.values())))
+    left = np.zeros(len(rows))
+    for part, color, hatch in zip(parts, (BLUE, ORANGE, GREEN, "0.75", RED), ("", "//", "..", "", "xx"), strict=False):
+        ms = np.array([1e3 * row[part] for row in rows.values()])
+        bars = ax.barh(list(rows), ms, left=left, color=color, hatch=hatch, edgecolor="white", label=part, height=0.6)
+        ax.bar_label(bars, [f"{x:.1f}" if x > 0.8 else "" for x in ms], label_type="center", fontsize=9)
+        left += ms
+    for i, name in enumerate(rows):
+        ax.plot(
+            [1e3 * limits[name]] * 2, [i - 0.4, i + 0.4], color="black", label="reading it once" if i == 0 else None
+        )
+    ax.invert_yaxis()
+    ax.set(xlabel="ms a token")
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+@styled
+def batch_rates(batches, measured, predicted):
+    """Tokens a second against the number of rows, measured and as the roofline predicts them."""
+    fig, ax = figure(figsize=(6.5, 3.6))
+    ax.plot(batches, predicted, ":", color="black", label="what this device allows")
+    ax.plot(batches, measured, "o-", color=RED, label="measured")
+    ax.set(xscale="log", xlabel="rows", ylabel="tokens a second, all rows", ylim=(0, None))
+    ax.set_xticks(batches, batches)
+    ax.minorticks_off()
+    ax.legend()
+    return ax
 
 
 @styled

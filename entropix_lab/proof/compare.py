@@ -20,6 +20,7 @@ from ..compiler import EXACT, canary, without_fusions
 from ..llama.config import ROPE_SCALING
 from ..llama.model import KVCache, check_inputs
 from ..llama.prompts import prompt_rows
+from ..llama.sharding import gathered
 from .comparison import Comparison
 from .hugging_face import HuggingFaceTaps
 from .limits import rows
@@ -31,7 +32,7 @@ from .taps import OPS, full_name, tap_names
 MODES = ("prefill", "cached")
 
 
-def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
+def compare(model, reference, prompts, mode="prefill", replace=None, judged=None) -> Report:
     """The taps of model beside those of another implementation, with a noise floor for each, and a verdict.
 
     reference: a Reference of the same checkpoint and dtype; a folder or name to load one from; transformers' own model
@@ -41,13 +42,14 @@ def compare(model, reference, prompts, mode="prefill", replace=None) -> Report:
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
     ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function}
     in place of functions of model.py, in ours alone: another formula, or a bug on trial. The floor and the truth keep
-    the originals.
+    the originals. judged: an empty dict for several comparisons that differ in replace alone: what is not on trial
+    then runs once.
 
     Memory: both models, one layer's taps of seven runs, the stream after every layer, and the logits of every run.
     Raises ValueError where the two cannot be compared.
     """
     canary()
-    return compare_programs(model, reference, prompts, mode, programs_for(replace))
+    return compare_programs(model, reference, prompts, mode, programs_for(replace), judged)
 
 
 def compare_compiler(model, prompts, replace=None) -> Report:
@@ -78,7 +80,7 @@ class OurTaps:
     def taps(self, tokens, sink):
         """sink(name, value) takes every value of tokens [B,T] in the order of execution."""
         run = Pass(self.model.config, tokens.shape, programs=self.programs)
-        x = self.model.weights.tok_embeddings[tokens]
+        x = gathered(self.model.weights.tok_embeddings[tokens])
         sink("tok_embeddings", x)
         for i, w in enumerate(self.model.weights.layer_weights):
             x, taps = run.layer(w, x, {}, False)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
+from ..llama.sharding import gathered
 from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
@@ -43,7 +44,9 @@ class Comparison:
         """judged: a dict that keeps what the runs that are not on trial gave, for a comparison by other programs of the
         same model, tokens, mode and reference."""
         self.model, self.tokens, self.valid = model, tokens, valid
-        self.judged = {} if judged is None else judged
+        self.judged, of = {} if judged is None else judged, (model.config, model.dtype, mode, tokens.tobytes())
+        if self.judged.setdefault("of", of) != of:
+            raise ValueError("judged: expected the runs of this model, mode and prompts, found others: pass a new dict")
         self.samples = Samples(tokens, valid)
         self.found, self.output, self.note, self.layer, self.group = [], None, "", 0, {}
         self.groups = 0  # of taps that were compared, a layer's or what lies outside the layers
@@ -74,14 +77,15 @@ class Comparison:
         if name == "tok_embeddings":
             self._embeddings()
         elif name + "." == prefix:
-            found = self.truth.layer(self._weights("truth"), self.truth_streams, self.group)
+            found = self.truth.layer(gathered(self._weights("truth")), self.truth_streams, self.group)
             truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
             self.truth_streams = {view: x for view, (x, _) in found.items()}
             self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
             self._restart_from("")
             self.layer += 1
         elif name == "output":
-            truth = self.truth.head(self.model.weights, self.truth_streams, self.group)
+            small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
+            truth = self.truth.head(gathered(small), self.truth_streams, self.group)
             self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
         else:
             return
@@ -111,7 +115,7 @@ class Comparison:
         return value
 
     def _embeddings(self):
-        x = self.model.weights.tok_embeddings[self.tokens]
+        x = gathered(self.model.weights.tok_embeddings[self.tokens])
         self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
         truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}

@@ -8,6 +8,7 @@ import numpy as np
 from .. import verdict
 from ..generation.generate import generate
 from ..llama.prompts import prompt_rows
+from ..llama.sharding import gathered
 from .compare import reference_for
 from .measure import pair_noise
 from .passes import Pass, whole_taps
@@ -135,7 +136,7 @@ class _Rounding:
 
 def _variant_logits(model, tokens, variant) -> np.ndarray:
     run = Pass(model.config, tokens.shape, variant)
-    x = model.weights.tok_embeddings[tokens]
+    x = gathered(model.weights.tok_embeddings[tokens])
     for w in model.weights.layer_weights:
         x, _ = run.layer(w, x, {}, False)
     return np.asarray(run.head(model.weights, x, {}, False)["output"])[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import at_least_float32
+from ..llama.sharding import gathered
 from .report import Output
 from .words import ATOL, RTOL
 
@@ -149,7 +150,7 @@ def low_precision(x, numbers) -> str:
 
 def other_tokens(model, tokens, valid, theirs) -> str:
     """In words, where the reference's embeddings [B,T,D] are those of other tokens; "" where they are not."""
-    table = np.asarray(at_least_float32(model.weights.tok_embeddings))
+    table = np.asarray(at_least_float32(gathered(model.weights.tok_embeddings)))
     theirs = np.asarray(theirs, np.float32)
     differ = valid & ~np.isclose(theirs, table[tokens], rtol=1e-3, atol=1e-6).all(-1)
     if not differ.any():

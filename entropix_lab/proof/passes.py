@@ -18,6 +18,7 @@ from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
 from ..llama.model import KVCache, check_inputs, xfmr_with_taps
+from ..llama.sharding import gathered
 from . import truth
 from .taps import OUTER_OPS, tap_names
 from .variants import AS_IT_IS, widened
@@ -150,7 +151,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
-        found, cache = programs.whole(model.weights, model.config, piece, start, cache)
+        found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
         taps = found if length == T else _put(taps, found, start, T)
     return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
@@ -188,8 +189,10 @@ class Pass:
             whole, pieces = length == self.T, {"stream": x, **theirs}
             pieces = pieces if whole else _cut(pieces, start, length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
-            piece, keys, values, found = self.programs.layer(
-                w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+            piece, keys, values, found = gathered(
+                self.programs.layer(
+                    w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+                )
             )
             found["stream"] = piece
             taps = found if whole else _put(taps, found, start, self.T)
@@ -202,7 +205,7 @@ class Pass:
         weights = weights._replace(tok_embeddings=None, layer_weights=())
         weights = weights if self.variant is AS_IT_IS else widened(weights)
         forced = jnp.full(len(x), forced)
-        return self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around)
+        return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
 
 
 class Truth:
@@ -263,4 +266,5 @@ def our_taps(model, tokens) -> "dict[str, np.ndarray]":
     check_inputs(model.config, tokens, 0, cache)
     run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
     taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
+    taps = gathered(taps)
     return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}

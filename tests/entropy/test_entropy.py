@@ -295,10 +295,10 @@ class TestTrace:
             close(weights, -np.sort(-probs, -1)[..., :8])
             close(np.take_along_axis(probs, slots, -1), weights)
 
-    def test_chunks_change_nothing(self, tiny32, monkeypatch):
+    def test_pieces_change_nothing(self, tiny32, monkeypatch):
         tokens = tokens_for(tiny32, 1, 50)
         want = lab.trace_text(tiny32, tokens)
-        monkeypatch.setattr("entropix_lab.entropy.trace.CHUNK", 8)
+        monkeypatch.setattr("entropix_lab.llama.prefill.PIECE", 8)
         for name, x in arrays_of(lab.trace_text(tiny32, tokens)).items():
             np.testing.assert_allclose(x, getattr(want, name), atol=1e-5, err_msg=name)
 
@@ -323,12 +323,12 @@ class TestTrace:
             np.testing.assert_allclose(g.trace.surprisal, -g.logprobs, atol=1e-6)
 
     def test_few_programs(self, tiny32):
-        from entropix_lab.entropy.trace import _trace_chunk
+        from entropix_lab.entropy.trace import _trace_piece
 
-        before = _trace_chunk._cache_size()
+        before = _trace_piece._cache_size()
         for T in (2, 9, 17, 18, 25, 33):
             lab.trace_text(tiny32, tokens_for(tiny32, 1, T))
-        assert _trace_chunk._cache_size() - before <= 2
+        assert _trace_piece._cache_size() - before <= 2
 
     def test_saved_and_loaded(self, tiny32, tmp_path):
         trace = lab.trace_text(tiny32, tokens_for(tiny32, 1, 12), lens=True, attention=True)

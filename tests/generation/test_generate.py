@@ -10,7 +10,7 @@ import torch
 
 import entropix_lab as lab
 from entropix_lab.evaluation import Panel
-from entropix_lab.generation import step
+from entropix_lab.llama import prefill
 from entropix_lab.llama.prompts import prompt_rows
 from entropix_lab.sampling import Greedy
 
@@ -53,6 +53,42 @@ def test_greedy_is_metas(tiny):
         differ = np.flatnonzero(ours.tokens != metas)
         assert differ.size == 0 or differ[0] in ours.ties
         assert tiny.dtype == "bfloat16" or differ.size == 0
+
+
+def test_prompts_read_by_pieces_give_metas_tokens(tiny, monkeypatch):
+    """Several pieces, of rows of several lengths, some of which share a prompt."""
+    reference = lab.load_reference(tiny.path, tiny.dtype)
+    monkeypatch.setattr(prefill, "PIECE", 4)
+    monkeypatch.setattr(prefill, "SMALLEST_CACHE", 4)
+    for ours in lab.generate(tiny, [*PROMPTS, *PROMPTS], 12):
+        differ = np.flatnonzero(ours.tokens != reference.greedy(ours.prompt_tokens, 12))
+        assert differ.size == 0 or tiny.dtype == "bfloat16" and differ[0] in ours.ties
+
+
+def test_a_prompt_is_read_once_and_by_pieces(tiny32, monkeypatch):
+    """Each piece over a cache for what was read so far; the last one of every row ends with the row."""
+    monkeypatch.setattr(prefill, "SMALLEST_CACHE", 8)
+    rows, read, pieces = [np.arange(600) % 128, np.arange(300) % 128, np.arange(5)], [{}, {}, {}], []
+
+    def run(tokens, start_pos, last, cache):
+        pieces.append((tokens.shape[1], cache.max_seq_len))
+        for i in range(len(rows)):
+            assert start_pos[i] <= len(read[i])  # nothing is left out
+            read[i] |= {int(start_pos[i]) + t: int(tokens[i, t]) for t in range(last[i] + 1)}
+        return start_pos + last, cache
+
+    outs, _ = prefill.prefill(run, tiny32.weights, tiny32.config, rows)
+    assert pieces == [(256, 256), (256, 512), (256, 1024)] and outs[-1].tolist() == [599, 299, 4]
+    assert read == [dict(enumerate(row.tolist())) for row in rows]
+
+
+def test_weights_for_generation_alone(tiny):
+    """The same tokens, and under Meta's names the same arrays, from one copy of the matrices."""
+    alone = lab.load_model(tiny.path, tiny.dtype, for_generation=True)
+    assert alone.decode_weights is alone.weights and alone.dtype == tiny.dtype
+    assert (lab.generate(alone, PROMPTS[0], 8)[0].tokens == lab.generate(tiny, PROMPTS[0], 8)[0].tokens).all()
+    named = lab.weights.by_name(alone.weights)
+    assert all((named[name] == x).all() for name, x in lab.weights.by_name(tiny.weights).items())
 
 
 def test_a_row_of_a_batch_is_the_row_alone(tiny):
@@ -117,7 +153,7 @@ def test_draws_have_the_models_probabilities(tiny32):
 
 def test_the_cache_grows_and_nothing_changes(tiny32, monkeypatch):
     want = lab.generate(tiny32, PROMPTS, 150)
-    monkeypatch.setattr(step, "SMALLEST_CACHE", 1024)
+    monkeypatch.setattr(prefill, "SMALLEST_CACHE", 1024)
     assert all((a.tokens == b.tokens).all() for a, b in zip(want, lab.generate(tiny32, PROMPTS, 150), strict=True))
 
 
@@ -142,7 +178,7 @@ def test_max_seq_len_is_a_clean_stop(tiny32):
 
 
 def test_no_compilation_in_steady_state(tiny32):
-    count = step.step._cache_size
+    count = lab.timing.programs
     for length in (3, 17, 30, 60):
         lab.generate(tiny32, list(range(length)), 80)
     before = count()
@@ -155,7 +191,7 @@ def test_no_compilation_in_steady_state(tiny32):
 
 def test_a_new_number_needs_no_new_program(tiny32):
     """A new temperature or top_p is an argument of the compiled step; another top_k or another kind is a program."""
-    s, count = lab.samplers, step.step._cache_size
+    s, count = lab.samplers, lab.timing.programs
     pairs = [
         (s.temperature(0.7), s.temperature(0.8)),
         (s.temperature(1.5), s.temperature(2)),
@@ -183,8 +219,8 @@ def test_a_number_is_used(tiny32):
 def test_a_sampler_that_is_no_pytree(tiny32):
     """It works alone and in a panel; its equal is the same program."""
     draw = lambda sampler: [g.tokens.tolist() for g in lab.generate(tiny32, [PROMPTS[0]] * 2, 8, sampler, seed=3)]
-    alone, before = draw(Draw()), step.step._cache_size()
-    assert draw(Draw()) == alone and step.step._cache_size() == before
+    alone, before = draw(Draw()), lab.timing.programs()
+    assert draw(Draw()) == alone and lab.timing.programs() == before
     assert draw(Panel((Draw(), Draw()))) == alone
 
 

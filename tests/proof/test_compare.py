@@ -159,6 +159,16 @@ def test_another_model_is_refused(pair, tiny_checkpoint):
         lab.compare_greedy(model, model.path, TOKENS, sampler=lab.samplers.greedy())
 
 
+def test_what_is_not_on_trial_runs_once(pair):
+    model, reference = pair
+    wrong = {"rms_norm": lambda x, weight, eps: rms_norm(x, weight, 1e-6)}
+    alone, judged = lab.compare(model, reference, TOKENS, replace=wrong), {}
+    assert lab.compare(model, reference, TOKENS, judged=judged).passed
+    assert lab.compare(model, reference, TOKENS, replace=wrong, judged=judged).to_json() == alone.to_json()
+    with pytest.raises(ValueError, match="judged: expected the runs of this model, mode and prompts, found others"):
+        lab.compare(model, reference, TOKENS[:, 1:], judged=judged)
+
+
 def test_a_function_on_trial_keeps_the_dtype(pair):
     model, reference = pair
     narrow = lambda x, weight, eps: rms_norm(x, weight, eps).astype(jnp.bfloat16)
@@ -340,7 +350,10 @@ def test_the_limit_is_where_it_says(pair, tap):
 
 def test_figures_are_drawn(pair):
     model, reference = pair
-    assert len(lab.plots.layer_diff(lab.compare(model, reference, TOKENS))) == 3
+    report = lab.compare(model, reference, TOKENS)
+    assert len(lab.plots.layer_diff(report)) == 3
+    lab.plots.three_views(report, "layers.1.attention.wq")
+    lab.plots.op_noise({"ours": {op: report[f"layers.1.{op}".rstrip(".")].op.error[0] for op in lab.taps.OPS}})
     lab.plots.stream_norms(reference.taps(TOKENS))
     lab.plots.tensor_sizes(model.config)
     lab.plots.attention_map(reference.taps(TOKENS)["layers.0.attention.probs"][0], [str(t) for t in TOKENS[0]])

@@ -1,0 +1,57 @@
+"""Prompts through the KV cache, piece by piece, and the sizes for which programs are compiled."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .model import KVCache
+from .prompts import bucket
+from .sharding import of_cache
+
+PIECE = 256  # tokens that are read at once
+SMALLEST_PROMPT, SMALLEST_CACHE = 16, 128
+
+
+def prefill(run, weights, config, rows):
+    """Read rows, token ids [T] each, through an empty cache: (what run gave for each piece, the cache).
+
+    run(tokens [B,T], start_pos [B], last [B], cache) -> (out, cache) reads one piece of each row; last is the index of
+    the row's last token in it. T is PIECE, or for short rows the power of two that holds them. The last piece of every
+    row ends with the row: it begins within the piece before it where the length asks for that, and a row shorter than
+    others reads its last piece several times. The cache has the slots that the pieces so far need, so that memory for
+    scores grows with the length, not with its square. What lies beyond a row's end is padding, which nothing reads
+    before it is overwritten.
+    """
+    lengths = np.array([len(row) for row in rows], np.int32)
+    T = min(bucket(lengths.max(), SMALLEST_PROMPT), PIECE)
+    padded = np.zeros((len(rows), max(T, lengths.max())), np.int32)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = row
+    dtype, where = weights.tok_embeddings.dtype, of_cache(weights, len(rows))
+    cache, outs = KVCache.new(config, len(rows), max(T, SMALLEST_CACHE), dtype, where), []
+    for first in range(0, lengths.max(), T):
+        start_pos = np.minimum(first, np.maximum(lengths - T, 0)).astype(np.int32)
+        cache = resized(cache, bucket(start_pos.max() + T, SMALLEST_CACHE))
+        tokens = np.take_along_axis(padded, start_pos[:, None] + np.arange(T), 1)
+        out, cache = run(tokens, start_pos, np.minimum(lengths - start_pos, T) - 1, cache)
+        outs.append(out)
+    return outs, cache
+
+
+def cache_slots(n) -> int:
+    """How many slots a cache for n tokens has: a power of two or three quarters of one, so that few are never read."""
+    power = bucket(n, SMALLEST_CACHE)
+    return power * 3 // 4 if SMALLEST_CACHE < power and n <= power * 3 // 4 else power
+
+
+def resized(cache, slots: int):
+    """The cache with more slots, or without its last ones."""
+    return cache if cache.max_seq_len == slots else _resized(cache, slots)
+
+
+@partial(jax.jit, static_argnames="slots")
+def _resized(cache, slots):
+    more = max(0, slots - cache.max_seq_len)
+    return jax.tree.map(lambda x: jnp.pad(x[:, :slots], ((0, 0), (0, more), (0, 0), (0, 0))), cache)

@@ -1,0 +1,43 @@
+"""Run by test_sharding.py in processes of its own: what a model computes on a mesh of virtual devices, as JSON.
+
+    python on_mesh.py FOLDER DTYPE SAMPLER DATA MODEL DEVICES [PROCESS PORT]
+
+DEVICES are those of one process; with PROCESS (0 or 1) and PORT there are two processes.
+"""
+
+import json
+import sys
+import warnings
+
+import jax
+
+PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3], [7, 7]]
+
+
+def results(model, sampler):
+    """The tokens of a sampler and what they came from, or ("none") what a comparison says; and the bytes held."""
+    import entropix_lab as lab
+
+    arrays = {id(x): x for x in jax.tree.leaves(model.weights)}.values()
+    held = sum(shard.data.nbytes for x in arrays for shard in x.addressable_shards)
+    report = lab.compare(model, model.path, PROMPTS[1])
+    found = {"held": held, "verdict": [report.passed, len(report.rows)]}
+    if sampler != "none":
+        sampler = lab.samplers.dirichlet(128) if sampler == "dirichlet" else getattr(lab.samplers, sampler)()
+        out = lab.generate(model, PROMPTS, 5, sampler, seed=range(4), stop=(), trace=True)
+        found["tokens"] = [g.tokens.tolist() for g in out]
+        found["trace"] = [[g.trace.entropy.tolist(), g.trace.attention_entropy.tolist()] for g in out]
+    return found
+
+
+if __name__ == "__main__":
+    folder, dtype, sampler, data, along_model, devices, *process = sys.argv[1:]
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    if process:
+        jax.distributed.initialize(f"127.0.0.1:{process[1]}", num_processes=2, process_id=int(process[0]))
+    import entropix_lab as lab
+
+    warnings.simplefilter("error")  # a donated cache that cannot be used is one
+    warnings.filterwarnings("ignore", category=ResourceWarning)
+    mesh = None if (data, along_model) == ("1", "1") else lab.mesh(int(data), int(along_model))
+    print(json.dumps(results(lab.load_model(folder, dtype, mesh), sampler)))
