@@ -45,8 +45,7 @@ def kinds(model, length: int = 48, rows: int = 4, seed: int = 0) -> dict[str, np
     T = tokens.shape[1]
     cache = KVCache.new(model.config, rows, T, model.dtype)
     check_inputs(model.config, tokens, 0, cache)
-    with jax.default_matmul_precision(model.matmul_precision):
-        shares = np.asarray(_shares(model.weights, model.config, tokens, cache, length))
+    shares = np.asarray(_shares(model.weights, model.config, tokens, cache, length))
     return dict(zip(KINDS, np.moveaxis(shares, 1, 0), strict=True))
 
 
@@ -68,5 +67,5 @@ def _shares(weights, config, tokens, cache, length):
 
 def strongest(shares: dict, n: int = 3) -> dict[str, list[tuple[int, int, float]]]:
     """The n heads of the largest share of each kind, from ``kinds``: (layer, head, share), the largest first."""
-    best = lambda x: np.unravel_index(np.argsort(-x, axis=None, kind="stable")[:n], x.shape)
-    return {kind: [(int(i), int(j), float(x[i, j])) for i, j in zip(*best(x), strict=True)] for kind, x in shares.items()}
+    best = lambda x: zip(*np.unravel_index(np.argsort(-x, axis=None, kind="stable")[:n], x.shape), strict=True)
+    return {kind: [(int(i), int(j), float(x[i, j])) for i, j in best(x)] for kind, x in shares.items()}

@@ -1,6 +1,6 @@
 """Causes: a run in which values of the forward are replaced on their way, and what became of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -9,24 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import KVCache, block, head, no_tap, positions_and_mask, recorder, xfmr
-from .metrics import attention_metrics, chosen_metrics, collector, entropy_varentropy
+from .metrics import attention_metrics, collector, trace_metrics
 from .trace import Trace, new_trace
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """tokens [T]: the prompt's and the new ones; logits [T,V]: of the token after each of them, at least float32;
-    trace: of every token but the first, None where none was asked for or there is but one token."""
+    trace: of every token but the first, None where none was asked for or there is but one token; kept: the values that
+    were asked for, by tap, as the prompt left them, without the axis of rows."""
 
     tokens: np.ndarray
     logits: np.ndarray
     trace: Trace | None
+    kept: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self):
         return f"Run({len(self.tokens)} tokens, {self.trace!r})"
 
 
-def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool = True):
+def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool = True, keep=()):
     """Run the model with some of its values replaced: a Run, or a list of Runs, one to each row of ids [B,T].
 
     prompt: text, token ids [T], or [B,T]. changes: to the name of a tap (see ``xfmr_with_taps``) a function, written in
@@ -38,94 +40,130 @@ def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool
         {f"layers.{i}.attention.scores": lambda s: s.at[..., 0].add(-1e4) for i in range(30)}  # nobody sees slot 0
 
     The heads' outputs have no tap: their probabilities do as well, because what a head writes is linear in them. Where
-    all rows hold the same prompt one call tries several changes: ``lambda x: x.at[rows, rows].set(y)`` replaces position
-    b in row b.
+    all rows hold the same prompt one call tries several changes: ``lambda x: x.at[rows, rows].set(y)`` replaces
+    position b in row b.
 
     max_new_tokens: how many tokens follow greedily under the same changes; no token ends it. There a function is handed
     one new position at a time, T = 1, so it should not speak of a position of the prompt.
-    The attention metrics of the trace are computed from the scores: a change of the probabilities does not show in them.
+    trace: False is quicker. Its attention metrics are computed from the scores: a change of the probabilities does not
+    show in them. keep: names of taps whose values are wanted too, after the changes, for instance to hand them to
+    another run.
 
     Layers are compiled one by one, and one that is changed anew for each new function in it.
     Raises ValueError for a name that is no tap of this model, a function that returns another shape or dtype, and what
     ``Model.encode`` refuses.
     """
     tokens = model.encode(prompt)
-    _check_names(model, changes)
+    _check_names(model, [*changes, *keep])
     cache = KVCache.new(model.config, len(tokens), tokens.shape[1] + max_new_tokens, model.dtype)
-    now, parts = tokens, []
-    with jax.default_matmul_precision(model.matmul_precision):
-        for n in range(max_new_tokens + 1):
-            start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
-            logits, cache, found = _run(model, now, start_pos, cache, changes, trace)
-            parts.append({name: np.asarray(x) for name, x in ({"logits": logits} | attention_metrics(found)).items()})
-            if n < max_new_tokens:
-                now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
-                tokens = np.concatenate([tokens, now], 1)
+    now, parts, kept = tokens, [], None
+    for n in range(max_new_tokens + 1):
+        start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
+        logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep)
+        kept = kept if n else {name: np.asarray(x) for name, x in seen.items()}
+        parts.append({name: np.asarray(x) for name, x in ({"logits": logits} | found).items()})
+        if n < max_new_tokens:
+            now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
+            tokens = np.concatenate([tokens, now], 1)
     arrays = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
-    runs = [Run(*row, None) for row in zip(tokens, arrays.pop("logits"), strict=True)]
-    if trace and tokens.shape[1] > 1:
-        runs = [_traced(model, run, {name: x[i, :-1] for name, x in arrays.items()}) for i, run in enumerate(runs)]
+    of_row = lambda values, i: {name: x[i] for name, x in values.items()}
+    runs = [_of_row(model, tokens[i], of_row(arrays, i), trace, of_row(kept, i)) for i in range(len(tokens))]
     return runs if np.ndim(prompt) == 2 else runs[0]
 
 
-def _run(model, tokens, start_pos, cache, changes, trace):
-    """``xfmr`` layer by layer: (logits, cache, what a collector found)."""
-    weights, config, tap = model.weights, model.config, writer(changes)
+def effects(before, after, part=slice(None)) -> dict[str, tuple[float, float]]:
+    """What a change did to rows: of surprisal and entropy (nats) and varentropy (nats^2) the (difference, half a 95 %
+    interval), after minus before.
+
+    before, after: Runs of the same rows, in the same order; part: which tokens of their traces count. A row's tokens go
+    together: the interval is Student's over the rows' mean differences, and NaN for a single row.
+    """
+    from scipy import stats
+
+    mean = lambda run, name: getattr(run.trace, name)[part].mean(dtype=np.float64)
+    found = {}
+    for name in ("surprisal", "entropy", "varentropy"):
+        d = np.array([mean(b, name) - mean(a, name) for a, b in zip(before, after, strict=True)])
+        half = stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else np.nan
+        found[name] = float(d.mean()), float(half)
+    return found
+
+
+def _run(model, tokens, start_pos, cache, changes, trace, keep):
+    """``transformer`` and ``head``, layer by layer: (logits, cache, attention metrics, what is kept)."""
+    weights, config, kept, found = model.weights, model.config, {}, {}
+    tap = writer(changes, keep, kept)
     x = tap("tok_embeddings", weights.tok_embeddings[tokens])
     freqs_cis, mask = positions_and_mask(config, tokens.shape[1], start_pos, cache.max_seq_len, x.dtype)
-    k, v, found = list(cache.k), list(cache.v), {}
+    new_k, new_v = [], []
     for i, w in enumerate(weights.layer_weights):
-        prefix = f"layers.{i}."
-        here = tuple((name.removeprefix(prefix), f) for name, f in changes.items() if name.startswith(prefix))
-        x, k[i], v[i], metrics = _layer(here, trace)(w, config, x, freqs_cis, mask, start_pos, k[i], v[i])
+        of = lambda names, p=f"layers.{i}.": [name for name in names if name.startswith(p)]
+        inside = lambda name, p=f"layers.{i}.": name.removeprefix(p)
+        program = _layer(tuple((inside(n), changes[n]) for n in of(changes)), tuple(map(inside, of(keep))), trace)
+        x, k, v, metrics, seen = program(w, config, x, freqs_cis, mask, start_pos, cache.k[i], cache.v[i])
         x = tap(f"layers.{i}", x)
+        new_k.append(k)
+        new_v.append(v)
+        kept |= {f"layers.{i}.{name}": value for name, value in seen.items()}
         for name, value in metrics.items():
             found.setdefault(name, []).extend(value)
-    return head(weights, config, x, tap), KVCache(tuple(k), tuple(v)), found
+    return head(weights, config, x, tap), KVCache(tuple(new_k), tuple(new_v)), attention_metrics(found), kept
 
 
 @lru_cache(maxsize=64)
-def _layer(changes: tuple, trace: bool):
-    """block, compiled with changes of (what follows "layers.i.", function) in it: -> (x, keys, values, found)."""
+def _layer(changes: tuple, keep: tuple, trace: bool):
+    """block, compiled with changes ((what follows "layers.i.", function), ...) in it."""
 
     def run(w, config, x, freqs_cis, mask, start_pos, k, v):
-        found, keep = collector()
-        tap = writer(dict(changes), keep if trace else no_tap)
-        return *block(w, config, x, freqs_cis, mask, start_pos, k, v, tap), found
+        (found, collect), kept = collector(), {}
+        tap = writer(dict(changes), keep, kept, collect if trace else no_tap)
+        return *block(w, config, x, freqs_cis, mask, start_pos, k, v, tap), found, kept
 
     return jax.jit(run, static_argnames="config")
 
 
-def writer(changes: dict, then=no_tap):
-    """A tap for ``xfmr`` that makes the changes, and hands what results to the tap then."""
+def writer(changes: dict, keep=(), kept=None, then=no_tap):
+    """A tap for ``xfmr`` that makes the changes, puts what keep names into kept, and calls the tap then."""
 
     def tap(name, x):
+        shown = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
         if name in changes:
-            shown = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
             new = changes[name](shown)
             found, wanted = (f"{getattr(y, 'dtype', type(y).__name__)} {list(np.shape(y))}" for y in (new, shown))
             if found != wanted:
                 raise ValueError(f"the change of {name!r} must return {wanted}, as it is given, found {found}")
-            x = jnp.asarray(new).reshape(x.shape)
+            shown = jnp.asarray(new)
+            x = shown.reshape(x.shape)
+        if name in keep:
+            kept[name] = shown
         return then(name, x)
 
     return tap
 
 
-def _traced(model, run, attention):
-    entropy, varentropy = entropy_varentropy(run.logits[:-1])
-    metrics = chosen_metrics(run.logits[:-1], run.tokens[1:]) | {"entropy": entropy, "varentropy": varentropy}
-    arrays = {name: np.asarray(x) for name, x in metrics.items()} | attention
-    return replace(run, trace=new_trace(model, run.tokens[:1], run.tokens[1:], arrays))
+@jax.jit
+def _metrics(logits, tokens):
+    return trace_metrics(None, None, logits, tokens, {"stream": []}, lens=False)
 
 
-def _check_names(model, changes):
-    """Raise ValueError for a name in changes that the forward does not tap. The names are those of its first layer."""
+def _of_row(model, tokens, arrays, trace, kept):
+    logits = arrays.pop("logits")
+    if not trace or len(tokens) < 2:
+        return Run(tokens, logits, None, kept)
+    metrics = _metrics(logits[:-1], tokens[1:])
+    metrics = {name: np.asarray(x) for name, x in metrics.items()} | {name: x[:-1] for name, x in arrays.items()}
+    return Run(tokens, logits, new_trace(model, tokens[:1], tokens[1:], metrics), kept)
+
+
+def _check_names(model, names):
+    """Raise ValueError for a name that is no tap of the forward. Taps are those of a model of its first layer alone."""
     one = replace(model.config, n_layers=1)
     weights = model.weights._replace(layer_weights=model.weights.layer_weights[:1])
     taps, tap = recorder()
-    jax.eval_shape(lambda cache: xfmr(weights, one, np.zeros((1, 1), np.int32), 0, cache, tap), KVCache.new(one, 1, 1, model.dtype))
-    names = {name.replace("layers.0", f"layers.{i}") for name in taps for i in range(model.config.n_layers)}
-    for name in changes.keys() - names:
-        near = ", ".join(get_close_matches(name, sorted(names), 3)) or "layers.0, layers.0.attention.probs, output, ..."
-        raise ValueError(f"the forward has no tap {name!r}. Near it: {near}")
+    token = np.zeros((1, 1), np.int32)
+    jax.eval_shape(lambda cache: xfmr(weights, one, token, 0, cache, tap), KVCache.new(one, 1, 1, model.dtype))
+    there = {name.replace("layers.0", f"layers.{i}") for name in taps for i in range(model.config.n_layers)}
+    for name in names:
+        if name not in there:
+            near = ", ".join(get_close_matches(name, sorted(there), 3)) or "layers.0, layers.0.attention.probs, ..."
+            raise ValueError(f"the forward has no tap {name!r}; near it: {near}")

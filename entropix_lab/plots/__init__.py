@@ -1,11 +1,11 @@
 """Data in, matplotlib Axes out; one function to a figure."""
 
+from .attention import attention_entropy, attention_map, attention_positions, attention_tiles
+from .causes import effects, layer_effects, patching
 from .entropy import (
-    attention_entropy,
-    attention_map,
-    attention_positions,
     entropy_trace,
     lens_entropy,
+    lens_words,
     prediction,
     quadrants,
     token_heat,

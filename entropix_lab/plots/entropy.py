@@ -2,9 +2,10 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LogNorm
 from matplotlib.patches import Rectangle
 
-from ..colours import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY
+from ..colours import BLUE, COLOURS, GREEN, ORANGE, RED, SKY
 from ..sampling import NAMES
 from .style import figure, styled
 
@@ -12,7 +13,7 @@ MARKERS = "os^Dv"
 GROUND = "YlOrBr"  # text stays black on it, and it survives greyscale
 
 
-def _trace(gen):
+def trace_of(gen):
     trace = getattr(gen, "trace", gen)
     if trace is None:
         raise ValueError("this generation has no trace: pass trace=True to generate")
@@ -39,7 +40,7 @@ def entropy_trace(gen):
 
     What a sampler reported as its branch or policy colours a strip along the bottom.
     """
-    trace = _trace(gen)
+    trace = trace_of(gen)
     fig, axes = figure(2, 1, figsize=(12, 4.6), sharex=True, height_ratios=(1.6, 1))
     at = np.arange(len(trace))
     axes[0].plot(at, trace.entropy, "-", color=BLUE, lw=1.6, label="entropy before the token")
@@ -71,7 +72,7 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     has one, else by gen.
     """
     named = gens if isinstance(gens, dict) else dict(enumerate(gens if isinstance(gens, list | tuple) else [gens]))
-    traces = {name: _trace(gen) for name, gen in named.items()}
+    traces = {name: trace_of(gen) for name, gen in named.items()}
     join = lambda of: np.concatenate([of(t) for t in traces.values()])
     H, V = join(lambda t: t.entropy), join(lambda t: t.varentropy)
     pieces = [p for t in traces.values() for p in t.pieces]
@@ -87,7 +88,7 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     ax.set(xlim=(-0.1, max(H.max(), lines[0]) * 1.12), ylim=(-0.2, max(V.max(), lines[1]) * 1.1))
     ax.axvline(lines[0], color="black", lw=0.8, ls=":")
     ax.axhline(lines[1], color="black", lw=0.8, ls=":")
-    corners = (("sure", 0, 0), ("a fork", 1, 0), ("sure, with a tail", 0, 1), ("lost", 1, 1))
+    corners = (("sure", 0, 0), ("a few alike", 1, 0), ("one leads", 0, 1), ("many, unequal", 1, 1))
     for text, x, y in corners:
         where = dict(ha=("left", "right")[x], va=("bottom", "top")[y], transform=ax.transAxes)
         ax.text(0.01 + 0.98 * x, 0.01 + 0.98 * y, text, color="0.45", fontsize=9, style="italic", **where)
@@ -117,7 +118,7 @@ def token_heat(gen, value: str = "entropy", columns: int = 100):
 
     In JupyterLab the trace itself, as the last value of a cell, shows the same with details on hovering.
     """
-    trace = _trace(gen)
+    trace = trace_of(gen)
     values = np.asarray(getattr(trace, value), float)
     boxes, column, row = [], 0, 0
     for piece, v in zip(trace.pieces, values, strict=True):
@@ -144,9 +145,7 @@ def token_heat(gen, value: str = "entropy", columns: int = 100):
 @styled
 def lens_entropy(gen):
     """The logit lens of a gen: the entropy of the next token as each layer would predict it, layers by tokens."""
-    trace = _trace(gen)
-    if trace.lens_entropy is None:
-        raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
+    trace = _with_lens(gen)
     fig, ax = figure(figsize=(12, 4.6))
     largest = float(np.nanmax(trace.lens_entropy[1:] if len(trace) > 1 else trace.lens_entropy))  # the sink's apart
     image = ax.imshow(trace.lens_entropy.T, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=largest)
@@ -157,45 +156,39 @@ def lens_entropy(gen):
     return ax
 
 
-@styled
-def attention_entropy(gen):
-    """Layers by heads: attention entropy over its largest possible value, of all slots and without the sink; the share
-    of the sink. Means over the tokens of a gen."""
-    trace = _trace(gen)
-    panels = (
-        ("All slots", trace.relative_attention_entropy, "entropy / ln n"),
-        ("Without slot 0", trace.relative_attention_rest, "entropy / ln (n - 1)"),
-        ("Slot 0 alone", trace.attention_sink, "probability"),
-    )
-    fig, axes = figure(1, 3, figsize=(12, 4.8), sharey=True)
-    for ax, (title, values, label) in zip(axes, panels, strict=True):
-        image = ax.imshow(np.nanmean(values, 0), aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
-        ax.grid(False)
-        ax.set(xlabel="head", title=f"{title}: {label}")
-    axes[0].set_ylabel("layer")
-    fig.colorbar(image, ax=axes, label="share, from 0 to 1", shrink=0.9, pad=0.01)
-    return axes
+def _with_lens(gen):
+    trace = trace_of(gen)
+    if trace.lens_entropy is None:
+        raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
+    return trace
 
 
 @styled
-def attention_positions(live, measured: dict, relative: dict):
-    """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
-    each value the mean of 15 neighbours."""
-    fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
-    colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
-    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
-        for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
-            ax.plot(live, _running_mean(values), style, color=colour, lw=1.8, label=name)
-        top = 1.3 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend
-        ax.set(xlabel="live slots", ylabel=f"attention entropy, {unit}", ylim=(0, top))
-        ax.legend(fontsize=8.5, ncols=2, loc="upper center")
-    return axes
+def lens_words(gen, every: int = 2, furthest: int = 1000):
+    """The logit lens of a gen in words: the likeliest token as each layer would predict it, layers by tokens.
 
-
-def _running_mean(values, width=15):
-    """The mean over up to width neighbours of each of values [T], NaN left out."""
-    values = np.pad(np.asarray(values, float), width // 2, constant_values=np.nan)
-    return np.nanmean(np.lib.stride_tricks.sliding_window_view(values, width), -1)
+    The ground is the darker the nearer the token that came is to the top of that layer's prediction: from rank 0 (the
+    word is right) to furthest and beyond. Every so many layers from the last one down.
+    """
+    trace = _with_lens(gen)
+    layers = np.arange(trace.lens_rank.shape[1])[::-1][::every][::-1]
+    ranks = trace.lens_rank[:, layers].T
+    fig, ax = figure(figsize=(12, 1.3 + 0.25 * len(layers)))
+    norm = LogNorm(1, furthest + 1, clip=True)
+    image = ax.imshow(ranks + 1, aspect="auto", origin="lower", cmap="Blues_r", norm=norm)
+    for (row, t), rank in np.ndenumerate(ranks):
+        word = _label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
+        colour = "white" if norm(rank + 1) < 0.45 else "black"
+        ax.text(t, row, word, ha="center", va="center", fontsize=6.5, color=colour, clip_on=True)
+    ax.grid(False)
+    _token_axis(ax, trace)
+    ax.set_yticks(range(len(layers)), layers)
+    ax.set(ylabel="after layer", xlabel="the token that came")
+    ticks = [10**i for i in range(len(str(furthest)))]
+    bar = fig.colorbar(image, ax=ax, label="rank of the token that came", pad=0.01, extend="max")
+    bar.set_ticks([1 + (tick if tick > 1 else 0) for tick in ticks], labels=[0, *ticks[1:]])
+    bar.ax.minorticks_off()
+    return ax
 
 
 @styled
@@ -204,7 +197,7 @@ def two_outcomes():
     mixture = lambda p, k: np.array([p, *[(1 - p) / k] * k])
     moments = lambda q: ((q * -np.log(q)).sum(), (q * np.log(q) ** 2).sum() - (q * np.log(q)).sum() ** 2)
     p = np.linspace(0.001, 0.999, 999)
-    fig, axes = figure(1, 2, figsize=(12, 4.2))
+    fig, axes = figure(1, 2, figsize=(10, 3.4))
     H, V = np.array([moments(mixture(x, 1)) for x in p]).T
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
@@ -229,7 +222,7 @@ def two_outcomes():
 def prediction(aurocs: dict, calibration, surprisal):
     """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
     right; the same of entropy against surprisal."""
-    fig, axes = figure(1, 3, figsize=(12, 3.9), width_ratios=(1.25, 1, 1))
+    fig, axes = figure(1, 3, figsize=(11.4, 3.3), width_ratios=(1.25, 1, 1))
     names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
     axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
     axes[0].axvline(0.5, color="black", lw=0.8, ls=":")
@@ -244,27 +237,4 @@ def prediction(aurocs: dict, calibration, surprisal):
         ax.plot(curve[:, 0], curve[:, 1], "o-", color=RED, ms=4, label=f"bins of {curve[:, 2].min():.0f} tokens")
         ax.set(xlabel=x, ylabel=y, xlim=(0, top), ylim=(0, top))
         ax.legend(fontsize=8.5)
-    return axes
-
-
-@styled
-def attention_map(probs, labels):
-    """The attention probabilities [N,T,S] of one layer's heads, one small map to a head; labels: T strings."""
-    n, T = len(probs), len(labels)
-    columns = min(n, 3)
-    rows = -(-n // columns)
-    fig, axes = figure(rows, columns, figsize=(3 * columns, 2.5 * rows), sharex=True, sharey=True, squeeze=False)
-    for i, ax in enumerate(axes.flat):
-        ax.grid(False)
-        if i >= n:
-            ax.set_axis_off()
-            continue
-        past = np.ma.masked_where(np.triu(np.ones((T, T), bool), 1), probs[i][:, :T])
-        image = ax.imshow(past, vmin=0, vmax=1, cmap="cividis")
-        ax.set_title(f"head {i}")
-        ax.set_xticks(range(T), labels, rotation=90, fontsize=8)
-        ax.set_yticks(range(T), labels, fontsize=8)
-    fig.supxlabel("attended token")
-    fig.supylabel("token that attends")
-    fig.colorbar(image, ax=axes, label="probability", shrink=0.7)
     return axes

@@ -1,0 +1,104 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import entropix_lab as lab
+from entropix_lab.entropy.interventions import writer
+
+PROMPT = [5, 17, 3, 99, 44, 7, 21]
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(request, tiny_checkpoint):
+    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny32(tiny_checkpoint):
+    return lab.load_model(tiny_checkpoint(tied=False))
+
+
+def forward(model, tokens, tap):
+    tokens = np.atleast_2d(np.asarray(tokens, np.int32))
+    cache = lab.KVCache.new(model.config, len(tokens), tokens.shape[1], model.dtype)
+    return np.asarray(lab.xfmr(model.weights, model.config, tokens, 0, cache, tap)[0])
+
+
+def test_no_change_is_the_model(tiny):
+    run, trace = lab.intervene(tiny, PROMPT, {}), lab.trace_text(tiny, PROMPT)
+    tolerance = 1e-5 if tiny.dtype == "float32" else 0.05
+    np.testing.assert_allclose(run.logits, forward(tiny, PROMPT, lambda name, x: x)[0], atol=tolerance)
+    for name, x in vars(trace).items():
+        if isinstance(x, np.ndarray) and x.dtype == np.float32:
+            np.testing.assert_allclose(getattr(run.trace, name), x, atol=tolerance, err_msg=name)
+    assert run.trace.pieces == trace.pieces and run.trace.prompt == trace.prompt
+
+
+def test_every_tap_can_be_written(tiny32):
+    """The change lands where its name says: as the whole forward has it with the same tap, and nowhere else."""
+    cache = lab.KVCache.new(tiny32.config, 1, len(PROMPT))
+    names = lab.xfmr_with_taps(tiny32.weights, tiny32.config, np.array([PROMPT], np.int32), 0, cache)[2]
+    plain, effects = forward(tiny32, PROMPT, lambda name, x: x), set()
+    inside = ("wq", "xk_rope", "scores", "probs", "wo", "w1")
+    for name in ["tok_embeddings", *(n for n in names if n.endswith(inside) and ".1." in n), "layers.1", "output"]:
+        changes = {name: lambda x: jnp.where(jnp.isinf(x), x, x * 0.5 + 0.1)}
+        run = lab.intervene(tiny32, PROMPT, changes, keep=[name], trace=False)
+        want = forward(tiny32, PROMPT, writer(changes))
+        np.testing.assert_allclose(run.logits, want[0], atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(run.kept[name].shape, names[name].shape[1:])
+        effects.add(float(np.abs(want - plain).max()))
+    assert len(effects) == 9 and min(effects) > 1e-4
+
+
+def test_a_head_without_probabilities_writes_nothing(tiny32):
+    """The same as a model whose wo does not read that head."""
+    H, (first, second, third) = tiny32.config.head_dim, tiny32.weights.layer_weights
+    wo = second.wo.at[:, 2 * H : 3 * H].set(0)
+    without = tiny32.weights._replace(layer_weights=(first, second._replace(wo=wo), third))
+    run = lab.intervene(tiny32, PROMPT, {"layers.1.attention.probs": lambda p: p.at[:, 2].set(0)})
+    cache = lab.KVCache.new(tiny32.config, 1, len(PROMPT))
+    want = lab.xfmr(without, tiny32.config, np.array([PROMPT], np.int32), 0, cache)[0][0]
+    np.testing.assert_allclose(run.logits, want, atol=1e-5)
+    assert np.abs(run.logits - lab.intervene(tiny32, PROMPT, {}).logits).max() > 1e-3
+
+
+def test_rows_are_patched_each_at_its_position(tiny32):
+    """A stream patched after its last layer gives the other prompt's logits there, and changes no other position."""
+    other = [9, 8, 7, 6, 5, 4, 3]
+    source = lab.intervene(tiny32, other, {}, keep=["layers.2"])
+    plain, T = lab.intervene(tiny32, PROMPT, {}), len(PROMPT)
+    at = np.arange(T)
+    runs = lab.intervene(
+        tiny32, [PROMPT] * T, {"layers.2": lambda x: x.at[at, at].set(source.kept["layers.2"])}, trace=False
+    )
+    for t, run in enumerate(runs):
+        assert run.trace is None
+        np.testing.assert_allclose(run.logits[t], source.logits[t], atol=1e-5)
+        np.testing.assert_allclose(np.delete(run.logits, t, 0), np.delete(plain.logits, t, 0), atol=1e-5)
+
+
+def test_greedy_tokens_under_a_change(tiny32):
+    changes = {"layers.0.attention.scores": lambda s: s.at[..., 0].add(-1e4)}
+    run = lab.intervene(tiny32, PROMPT, changes, 6)
+    again = lab.intervene(tiny32, run.tokens, changes)  # all at once
+    assert len(run.tokens) == 13 and (run.logits[6:-1].argmax(-1) == run.tokens[7:]).all()
+    np.testing.assert_allclose(run.logits, again.logits, atol=1e-5)
+    np.testing.assert_allclose(run.trace.attention_sink, again.trace.attention_sink, atol=1e-6)
+    assert run.trace.attention_sink[1:, 0].max() == 0 < run.trace.attention_sink[1:, 1].min()
+
+
+def test_errors_name_what_is_wrong(tiny32):
+    with pytest.raises(ValueError, match=r"no tap 'layers.1.attention.prob'; near it: layers.1.attention.probs,"):
+        lab.intervene(tiny32, PROMPT, {"layers.1.attention.prob": jnp.zeros_like})
+    with pytest.raises(ValueError, match="no tap 'layers.3'; near it: layers.2"):
+        lab.intervene(tiny32, PROMPT, {}, keep=["layers.3"])
+    wrong = {"layers.1": lambda x: x[:, 0]}
+    with pytest.raises(
+        ValueError, match=r"'layers.1' must return float32 \[1, 7, 64\], as it is given, found float32 \[1"
+    ):
+        lab.intervene(tiny32, PROMPT, wrong)
+    wrong = {"layers.1.attention.probs": lambda p: p.astype("bfloat16")}
+    with pytest.raises(ValueError, match=r"must return float32 \[1, 4, 7, 7\], as it is given, found bfloat16"):
+        lab.intervene(tiny32, PROMPT, wrong)
+    with pytest.raises(ValueError, match="found NoneType"):
+        lab.intervene(tiny32, PROMPT, {"layers.1.attention.wo": lambda x: None})
