@@ -1,18 +1,23 @@
 """This project beside its peers: the same weights, the same dtype, the same prompts, interleaved in one process.
 
-    pip install -e ".[peers]"     # transformers and llama-cpp-python; a peer that is not installed is left out
-    python benchmarks/peers.py    # float32; --dtype bfloat16; --batches 1 --positions 64 for a look
+    pip install -e ".[peers]"           # transformers and llama-cpp-python; a peer that is not installed is left out
+    python benchmarks/peers.py --json   # float32; --dtype bfloat16; --batches 1 --positions 64 for a look
 
-For batch 1 and 8 and after 64, 512 and 2,000 tokens: milliseconds to the first token, tokens per second after it
-(medians over rounds in which the peers take turns), and their ratio to ours; before that, seconds to load and the
-anonymous memory that loading and one generation take. Each peer's threads are those of its own default.
+For each batch and position: milliseconds to the first token, tokens per second of reading the prompt and of decoding
+after it (medians over rounds in which the peers take turns), and their ratio to ours; before that, seconds to load and
+the anonymous memory that loading and one generation take. Each peer has the numbers of threads with which it reads and
+decodes fastest here; ours are XLA's, one to a processor. --json keeps the rows in outputs/peers.json, in the place of
+older rows of the same dtype, batch and position: what takes long can be run in parts.
 """
 
 import argparse
 import ctypes
+import datetime
 import json
+import os
 import tempfile
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import jax
@@ -26,12 +31,16 @@ MOST = 4096
 
 
 class Ours:
-    """start(tokens [B,T]) gives the first tokens, decode(n) the next n, each row its own."""
+    """start(tokens [B,T]) gives the first tokens, decode(n) the next n, each row its own. rows and slots are the most
+    that will be asked for."""
 
     name = "entropix_lab"
 
-    def __init__(self, path, dtype):
+    def __init__(self, path, dtype, rows, slots):
         self.model = lab.load_model(path, dtype)
+
+    def use(self, threads):
+        """XLA has one thread to a processor, and no setting for it."""
 
     def start(self, tokens):
         lengths, seeds = np.full(len(tokens), tokens.shape[1], np.int32), [0] * len(tokens)
@@ -42,11 +51,19 @@ class Ours:
         return [jax.device_get(next(self.steps))["token"] for _ in range(n)]
 
 
+def torch_threads(threads):
+    import torch
+
+    torch.set_num_threads(threads)
+
+
 class Meta:
     name = "Meta's reference"
 
-    def __init__(self, path, dtype):
-        self.reference = lab.load_reference(path, dtype, device="cpu", max_seq_len=MOST, max_batch_size=8)
+    def __init__(self, path, dtype, rows, slots):
+        self.reference = lab.load_reference(path, dtype, device="cpu", max_seq_len=slots, max_batch_size=rows)
+
+    use = staticmethod(torch_threads)
 
     def start(self, tokens):
         self.position = 0
@@ -63,44 +80,75 @@ class Meta:
 
 
 class Transformers:
-    name = "transformers"
+    """As its generate runs by default: a cache that grows, no compilation."""
 
-    def __init__(self, path, dtype):
+    name = "transformers"
+    use = staticmethod(torch_threads)
+
+    def __init__(self, path, dtype, rows, slots):
         self.model = lab.hugging_face.load_hugging_face(path, dtype, attn_implementation=None)
+        self.slots, self.forward = slots, self.model
+
+    def cache(self, rows):
+        return None
 
     def start(self, tokens):
-        self.cache = None
-        return self._step(tokens)
+        self.position, self.held = 0, self.cache(len(tokens))
+        return self._step(tokens, self.model)
 
-    def _step(self, tokens):
+    def _step(self, tokens, forward):
         import torch
 
         with torch.inference_mode():
             ids = torch.tensor(tokens, dtype=torch.long)
-            out = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        self.cache, self.last = out.past_key_values, out.logits[:, -1].argmax(-1).numpy()
+            at = torch.arange(self.position, self.position + ids.shape[1])
+            out = forward(
+                ids, past_key_values=self.held, use_cache=True, logits_to_keep=1, position_ids=at[None].expand_as(ids)
+            )
+        self.position += ids.shape[1]
+        self.held, self.last = out.past_key_values, out.logits[:, -1].argmax(-1).numpy()
         return self.last
 
     def decode(self, n):
-        return [self._step(self.last[:, None]) for _ in range(n)]
+        return [self._step(self.last[:, None], self.forward) for _ in range(n)]
+
+
+class CompiledTransformers(Transformers):
+    """With its static cache, and torch.compile for single tokens."""
+
+    name = "transformers, compiled"
+
+    def __init__(self, path, dtype, rows, slots):
+        import torch
+
+        super().__init__(path, dtype, rows, slots)
+        self.forward = torch.compile(self.model, dynamic=False)
+
+    def cache(self, rows):
+        from transformers import StaticCache
+
+        return StaticCache(config=self.model.config, max_cache_len=self.slots)
 
 
 class LlamaCpp:
     name = "llama.cpp"
 
-    def __init__(self, path, dtype):
+    def __init__(self, path, dtype, rows, slots):
         import llama_cpp
 
         self.lib = llama_cpp
         file = Path(tempfile.mkdtemp()) / "model.gguf"
         write_gguf(path, file, dtype)
-        self.llama = llama_cpp.Llama(str(file), n_ctx=64, n_threads=2, n_threads_batch=2, verbose=False)
+        self.llama = llama_cpp.Llama(str(file), n_ctx=64, verbose=False)
         file.unlink()
         params = self.llama.context_params  # a context of our own: the class has one for a single sequence
-        params.n_ctx, params.n_batch, params.n_ubatch = 8 * 2304, 2048, 512
-        params.n_seq_max, params.kv_unified = 8, True
+        params.n_ctx, params.n_batch, params.n_ubatch = rows * slots, 2048, 512
+        params.n_seq_max, params.kv_unified = rows, True
         self.context = llama_cpp.llama_init_from_model(self.llama._model.model, params)
         self.vocab = lab.load_config(path).vocab_size
+
+    def use(self, threads):
+        self.lib.llama_set_n_threads(self.context, threads, threads)
 
     def start(self, tokens):
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
@@ -169,6 +217,80 @@ def write_gguf(path, file, dtype):
     writer.close()
 
 
+KINDS = (Ours, Meta, Transformers, CompiledTransformers, LlamaCpp)
+
+
+def best_threads(peer, tokens) -> tuple[int, int]:
+    """The numbers of threads, a power of two or all processors, with which peer reads prompts and decodes fastest."""
+    reading, decoding = {}, {}
+    for threads in sorted({*(2**i for i in range(8) if 2**i <= os.cpu_count()), os.cpu_count()}):
+        peer.use(threads)
+        peer.start(tokens)
+        reading[threads] = min(timed(lambda: peer.start(tokens)) for _ in range(2))
+        peer.decode(4)
+        decoding[threads] = min(timed(lambda: peer.decode(8)) for _ in range(2))
+    return min(reading, key=reading.get), min(decoding, key=decoding.get)
+
+
+def timed(run) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def machine() -> dict:
+    """What the figures belong to."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    versions = {}
+    for package in ("transformers", "llama-cpp-python"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": models[0].partition(":")[2].strip(),
+        "processors": os.cpu_count(),
+        "memory_bandwidth": lab.timing.memory_bandwidth(),
+        "environment": lab.verdict.environment(),
+        **versions,
+    }
+
+
+def measured(peers, batch, position, rounds, count, rng) -> list[dict]:
+    """A row to each peer."""
+    tokens = rng.integers(3, 49152, (batch, position))
+    first, rates, start = {}, {p.name: [] for p in peers}, {}
+    for peer in peers:
+        peer.use(peer.reading)
+        peer.start(tokens)  # compiles, and warms caches
+        peer.decode(4)
+        first[peer.name] = [timed(lambda peer=peer: start.update({peer.name: peer.start(tokens)}))]
+        while len(first[peer.name]) < 5 and sum(first[peer.name]) < 4:
+            first[peer.name].append(timed(lambda peer=peer: peer.start(tokens)))
+        peer.use(peer.decoding)
+        peer.decode(2)
+    for _ in range(rounds):
+        for peer in peers:
+            rates[peer.name].append(batch * count / timed(lambda peer=peer: peer.decode(count)))
+    ours = peers[0].name
+    return [
+        {
+            "peer": peer.name,
+            "batch": batch,
+            "position": position,
+            "prompt_threads": peer.reading,
+            "threads": peer.decoding,
+            "first_token_ms": round(1e3 * float(np.median(first[peer.name])), 1),
+            "prefill_tokens_per_s": round(batch * position / float(np.median(first[peer.name])), 1),
+            "tokens_per_s": round(float(np.median(rates[peer.name])), 1),
+            "ours_over_theirs": round(float(np.median(np.divide(rates[ours], rates[peer.name]))), 2),
+            "same_first_token": bool((start[peer.name] == start[ours]).all()),
+        }
+        for peer in peers
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
@@ -176,49 +298,45 @@ def main():
     parser.add_argument("--tokens", type=int, default=16, help="timed tokens a round")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--positions", type=int, nargs="+", default=[64, 512, 2000])
+    parser.add_argument("--peers", nargs="+", default=[kind.name for kind in KINDS[1:]], help="those beside ours")
+    parser.add_argument("--json", action="store_true", help="keep the rows in outputs/peers.json")
     args = parser.parse_args()
     path = lab.checkpoint.find_checkpoint("SmolLM2-135M-Instruct")
     peers, rng = [], np.random.default_rng(0)
-    print(lab.verdict.environment(dtype=args.dtype))
-    for kind in (Ours, Meta, Transformers, LlamaCpp):
+    where = machine()
+    print(json.dumps(where))
+    slots = max(args.positions) + (args.rounds + 1) * args.tokens
+    for kind in (k for k in KINDS if k is Ours or k.name in args.peers):
         try:
             with lab.verdict.peak_memory() as peak:
                 started = time.perf_counter()
-                peer = kind(path, args.dtype)
+                peer = kind(path, args.dtype, max(args.batches), slots)
                 loaded = time.perf_counter() - started
                 peer.start(rng.integers(3, 49152, (1, 16)))
                 peer.decode(4)
         except ImportError as error:
             print(f"left out: {kind.name} ({error})")
             continue
-        print(f"{kind.name:18} loads in {loaded:5.1f} s, peak anonymous memory {peak['bytes'] / 1e6:5.0f} MB")
+        peer.reading, peer.decoding = os.cpu_count(), os.cpu_count()
+        if kind is not Ours:
+            peer.reading, peer.decoding = best_threads(peer, rng.integers(3, 49152, (1, 64)))
+        memory = f"peak anonymous memory {peak['bytes'] / 1e6:5.0f} MB"
+        print(f"{kind.name:22} loads in {loaded:5.1f} s, {memory}, threads {peer.reading}, {peer.decoding}", flush=True)
         peers.append(peer)
     for batch, position in [(b, p) for b in args.batches for p in args.positions]:
-        tokens = rng.integers(3, 49152, (batch, position))
-        first, rate, start = {}, {p.name: [] for p in peers}, {}
-        for peer in peers:
-            peer.start(tokens)  # compiles, and warms caches
-            peer.decode(4)
-            started = time.perf_counter()
-            start[peer.name] = peer.start(tokens)
-            first[peer.name] = time.perf_counter() - started
-            peer.decode(2)
-        for _ in range(args.rounds):
-            for peer in peers:
-                started = time.perf_counter()
-                peer.decode(args.tokens)
-                rate[peer.name].append(batch * args.tokens / (time.perf_counter() - started))
-        for peer in peers:
-            row = {
-                "peer": peer.name,
-                "batch": batch,
-                "position": position,
-                "first_token_ms": round(1e3 * first[peer.name], 1),
-                "tokens_per_s": round(float(np.median(rate[peer.name])), 1),
-                "ours_over_theirs": round(float(np.median(np.divide(rate[Ours.name], rate[peer.name]))), 2),
-                "same_first_token": bool((start[peer.name] == start[Ours.name]).all()),
-            }
-            print(json.dumps(row), flush=True)
+        rows = measured(peers, batch, position, args.rounds, args.tokens, rng)
+        print(*map(json.dumps, rows), sep="\n", flush=True)
+        if args.json:
+            keep(rows, args.dtype, where)
+
+
+def keep(rows, dtype, where):
+    """Put rows into outputs/peers.json, where they take the place of rows of the same dtype, batch and position."""
+    file = lab.verdict.outputs_dir() / "peers.json"
+    old = json.loads(file.read_text())["rows"] if file.exists() else []
+    key = lambda row: (row["dtype"], row["batch"], row["position"], row["peer"])
+    new = {key(row): row for row in [*old, *({"dtype": dtype, **row, "date": where["date"]} for row in rows)]}
+    lab.verdict.write_json("peers.json", {"machine": where, "rows": [new[k] for k in sorted(new)]})
 
 
 if __name__ == "__main__":

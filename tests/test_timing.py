@@ -21,6 +21,24 @@ def test_cache_bytes_are_those_of_a_cache(tiny):
 def test_a_token_reads_every_weight_and_the_cache_so_far(tiny):
     read = sum(x.nbytes for name, x in lab.weights.by_name(tiny.weights).items() if "tok_embeddings" not in name)
     assert timing.bytes_per_token(tiny, 7) == read + timing.cache_bytes(tiny.config, 7)
+    # the token's own keys and values are read too
+    assert timing.work(tiny, 7)[1] == read + timing.cache_bytes(tiny.config, 8)
+
+
+def test_operations_are_those_of_the_products(tiny):
+    """Two to a weight and row, and four to a slot, layer and channel that a token attends to."""
+    c, matrices = tiny.config, [x for x in jax.tree.leaves(tiny.weights._replace(tok_embeddings=None)) if x.ndim == 2]
+    alone = 2 * sum(x.size for x in matrices) + 4 * c.n_layers * c.dim * 8
+    assert timing.work(tiny, 7)[0] == alone and timing.work(tiny, 7, batch=3)[0] == 3 * alone
+    in_turn = sum(timing.work(tiny, p)[0] for p in range(300))
+    heads = 299 * 2 * tiny.weights.output.size  # a prompt has the output head once
+    assert timing.work(tiny, 0, tokens=300)[0] == in_turn - heads
+
+
+def test_the_parts_of_a_step(tiny):
+    found = timing.parts(tiny, 20, repeats=2)
+    assert list(found) == ["products", "head", "attention", "rest", "step"] and min(found.values()) >= 0
+    assert timing.peak_operations(64, repeats=2) > 1e6
 
 
 def test_what_is_timed_is_one_token(tiny, monkeypatch):

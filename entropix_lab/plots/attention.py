@@ -5,7 +5,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 
 from ..colours import BLUE, GREEN, ORANGE, PURPLE, RED
-from .entropy import token_label, trace_of
+from .entropy import _label, trace_of
 from .style import figure, styled
 
 
@@ -99,8 +99,8 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads")
     past = np.ma.masked_where(~np.tri(T, dtype=bool), probs[layer, head, :, :T])
     image = one.imshow(past, norm=norm, cmap="cividis")
-    one.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
-    one.set_yticks(range(T), map(token_label, pieces), fontsize=7)
+    one.set_xticks(range(T), map(_label, pieces), rotation=90, fontsize=7)
+    one.set_yticks(range(T), map(_label, pieces), fontsize=7)
     name = names.get((layer, head))
     one.set(xlabel="attended token", title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""))
     for ax in axes:

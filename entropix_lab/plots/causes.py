@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from ..colours import BLUE, ORANGE, RED
-from .entropy import token_label
+from .entropy import _label
 from .style import figure, styled
 
 MEASURES = (("surprisal", "nats", RED, "o-"), ("entropy", "nats", BLUE, "s-"), ("varentropy", "nats²", ORANGE, "^-"))
@@ -44,7 +44,7 @@ def patching(measured: dict, layers, pieces, n: int):
     for ax, (title, (values, unit)) in zip(axes, measured.items(), strict=True):
         top = 1 if unit == "probability" else None
         image = ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=top)
-        ax.set_xticks(range(len(pieces)), map(token_label, pieces), rotation=45, fontsize=9)
+        ax.set_xticks(range(len(pieces)), map(_label, pieces), rotation=45, fontsize=9)
         ax.set_yticks(range(0, len(layers), 2), layers[::2])
         ax.set(title=title, xlabel="patched position")
         ax.grid(False)

@@ -20,7 +20,7 @@ def trace_of(gen):
     return trace
 
 
-def token_label(piece: str) -> str:
+def _label(piece: str) -> str:
     """A token's text for a tick or a mark: spaces at its ends seen, line ends as one character, no mathtext."""
     text = piece.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
     return ("·" if text.startswith(" ") else "") + text.strip() if text.strip() else "·" * max(1, len(text))
@@ -29,7 +29,7 @@ def token_label(piece: str) -> str:
 def _token_axis(ax, trace):
     if len(trace) <= 90:
         ax.set_xticks(
-            range(len(trace)), map(token_label, trace.pieces), rotation=90, fontsize=8 if len(trace) <= 60 else 6.5
+            range(len(trace)), map(_label, trace.pieces), rotation=90, fontsize=8 if len(trace) <= 60 else 6.5
         )
     ax.set_xlim(-0.6, len(trace) - 0.4)
 
@@ -92,7 +92,7 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     for text, x, y in corners:
         where = dict(ha=("left", "right")[x], va=("bottom", "top")[y], transform=ax.transAxes)
         ax.text(0.01 + 0.98 * x, 0.01 + 0.98 * y, text, color="0.45", fontsize=9, style="italic", **where)
-    _mark(ax, H, V, [token_label(p) for p in pieces], labels)
+    _mark(ax, H, V, [_label(p) for p in pieces], labels)
     ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", title=f"n = {len(H)} tokens")
     if len(np.unique(kinds)) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
@@ -177,7 +177,7 @@ def lens_words(gen, every: int = 2, furthest: int = 1000):
     norm = LogNorm(1, furthest + 1, clip=True)
     image = ax.imshow(ranks + 1, aspect="auto", origin="lower", cmap="Blues_r", norm=norm)
     for (row, t), rank in np.ndenumerate(ranks):
-        word = token_label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
+        word = _label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
         colour = "white" if norm(rank + 1) < 0.45 else "black"
         ax.text(t, row, word, ha="center", va="center", fontsize=6.5, color=colour, clip_on=True)
     ax.grid(False)
