@@ -9,7 +9,7 @@ import numpy as np
 
 from .generation.generate import generate
 from .generation.step import first, read, read_prompts, step
-from .llama.model import KVCache, attend, head, linear, no_tap, write_rows
+from .llama.model import KVCache, head, linear, no_tap
 from .llama.prefill import PIECE, cache_slots
 from .llama.sharding import of_cache
 from .llama.weights import nbytes
@@ -56,17 +56,15 @@ def _of_a_prompt(model, position, batch, repeats):
 
 
 def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
-    """Median seconds of one decoding step at a position, and of what it is made of, each as a program of its own.
+    """Median seconds of one decoding step at a position, and of what it is made of.
 
-    "products": of a token with the matrices of all layers; "head": the final norm and the output matrix; "attention":
-    a row written to every layer's cache, and the query over it; "rest": what "step", the whole, takes beyond them
-    (norms, RoPE, the sampler, what it costs to start each of them).
+    "products": of a token with the matrices of all layers, as a program of its own; "head": the final norm and the
+    output matrix, likewise; "cache": what the step takes beyond one at position 0; "rest": what that one takes beyond
+    products and head (norms, RoPE, attention to the token itself, the sampler, the start of each operation); "step":
+    the whole.
     """
     weights, config = model.decode_weights, model.config
     x = jnp.ones((1, 1, config.dim), model.dtype)
-    slots = cache_slots(position + 1)
-    rows = _noise(KVCache.new(config, 1, 1, model.dtype))
-    queries = _noise(jnp.zeros((1, 1, config.n_heads, config.head_dim), model.dtype))
 
     @jax.jit
     def products(layers, x):
@@ -77,29 +75,12 @@ def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
             x = jnp.clip(w.down(linear, gate + up), 1, 2)
         return x
 
-    @partial(jax.jit, donate_argnums=0)
-    def attention(cache, rows, x, start_pos):
-        mask = jnp.arange(slots) <= start_pos[:, None, None, None, None]
-        cache = jax.tree.map(lambda c, row: write_rows(c, row, start_pos), cache, rows)
-        for k, v in zip(*cache, strict=True):
-            x = attend(x, k, v, mask, no_tap)
-        return x, cache
-
-    cache = _noise(KVCache.new(config, 1, slots, model.dtype))
-
-    def attended():
-        nonlocal cache
-        out, cache = attention(cache, rows, queries, np.full(1, position, np.int32))
-        return out
-
     of_head = jax.jit(lambda weights, x: head(weights, config, x, no_tap))
-    seconds = {
-        "products": median_seconds(lambda: products(weights.layer_weights, x), repeats),
-        "head": median_seconds(lambda: of_head(weights, x), repeats),
-        "attention": median_seconds(attended, repeats),
-    }
-    whole = _of_a_step(model, position, 1, repeats)
-    return seconds | {"rest": max(0.0, whole - sum(seconds.values())), "step": whole}
+    of_products = median_seconds(lambda: products(weights.layer_weights, x), repeats)
+    of_output = median_seconds(lambda: of_head(weights, x), repeats)
+    start, whole = (_of_a_step(model, at, 1, repeats) for at in (0, position))
+    cache, rest = max(0.0, whole - start), max(0.0, start - of_products - of_output)
+    return {"products": of_products, "head": of_output, "cache": cache, "rest": rest, "step": whole}
 
 
 def median_seconds(run, repeats: int) -> float:

@@ -37,7 +37,7 @@ def test_operations_are_those_of_the_products(tiny):
 
 def test_the_parts_of_a_step(tiny):
     found = timing.parts(tiny, 20, repeats=2)
-    assert list(found) == ["products", "head", "attention", "rest", "step"] and min(found.values()) >= 0
+    assert list(found) == ["products", "head", "cache", "rest", "step"] and min(found.values()) >= 0
     assert timing.peak_operations(64, repeats=2) > 1e6
 
 

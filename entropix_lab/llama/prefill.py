@@ -26,6 +26,7 @@ def prefill(run, weights, config, rows):
     """
     lengths = np.array([len(row) for row in rows], np.int32)
     T = min(bucket(lengths.max(), SMALLEST_PROMPT), PIECE)
+    last = np.minimum(lengths, T) - 1
     padded = np.zeros((len(rows), max(T, lengths.max())), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
@@ -35,7 +36,7 @@ def prefill(run, weights, config, rows):
         start_pos = np.minimum(first, np.maximum(lengths - T, 0)).astype(np.int32)
         cache = resized(cache, bucket(start_pos.max() + T, SMALLEST_CACHE))
         tokens = np.take_along_axis(padded, start_pos[:, None] + np.arange(T), 1)
-        out, cache = run(tokens, start_pos, np.minimum(lengths - start_pos, T) - 1, cache)
+        out, cache = run(tokens, start_pos, last, cache)
         outs.append(out)
     return outs, cache
 

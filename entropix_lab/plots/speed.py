@@ -38,16 +38,14 @@ def roofline(points, bandwidth, peak):
     bytes and peak in operations per second, both measured."""
     fig, ax = figure(figsize=(8, 4.4))
     at = {name: (done / read, done / seconds) for name, (done, read, seconds) in points.items()}
-    x = np.geomspace(
-        min(i for i, _ in at.values()) / 2, max(2 * peak / bandwidth, *(2.5 * i for i, _ in at.values())), 99
-    )
+    intensities = [i for i, _ in at.values()]
+    x = np.geomspace(min(intensities) / 2, 2.5 * max(peak / bandwidth, *intensities), 99)
     ax.plot(x, np.minimum(x * bandwidth, peak) / 1e9, color="black", label="what this device allows, measured")
     ax.axvline(peak / bandwidth, color="black", lw=0.8, ls=":")
     ax.annotate("bound by memory | by arithmetic", (peak / bandwidth, 0.02), ("data", "axes fraction"), ha="center")
-    for (name, (i, rate)), color, marker in zip(at.items(), [RED] * 3 + [BLUE] * 9, "osD^v<>ph", strict=False):
-        ax.plot(
-            i, rate / 1e9, marker, color=color, ms=8, label=f"{name}: {100 * rate / min(i * bandwidth, peak):.0f} %"
-        )
+    for (name, (i, rate)), marker in zip(at.items(), "osD^v<>ph", strict=False):
+        share = f"{name}: {100 * rate / min(i * bandwidth, peak):.0f} %"
+        ax.plot(i, rate / 1e9, marker, color=RED if name.startswith("decode") else BLUE, ms=8, label=share)
     ax.set(xscale="log", yscale="log", xlabel="operations to a byte that is read", ylabel="billion operations a second")
     ax.legend(title="and the share of it that is reached", loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
     return ax
@@ -59,11 +57,11 @@ def token_parts(rows, limits):
     that reading the memory takes}, a line in each bar."""
     fig, ax = figure(figsize=(9, 0.9 + 0.55 * len(rows)))
     parts = list(next(iter(rows.values())))
-    left = np.zeros(len(rows))
+    left, longest = np.zeros(len(rows)), 1e3 * max(sum(row.values()) for row in rows.values())
     for part, color, hatch in zip(parts, (BLUE, ORANGE, GREEN, "0.75", RED), ("", "//", "..", "", "xx"), strict=False):
         ms = np.array([1e3 * row[part] for row in rows.values()])
         bars = ax.barh(list(rows), ms, left=left, color=color, hatch=hatch, edgecolor="white", label=part, height=0.6)
-        ax.bar_label(bars, [f"{x:.1f}" if x > 0.8 else "" for x in ms], label_type="center", fontsize=9)
+        ax.bar_label(bars, [f"{x:.1f}" if x > longest / 25 else "" for x in ms], label_type="center", fontsize=9)
         left += ms
     for i, name in enumerate(rows):
         ax.plot(
