@@ -14,7 +14,6 @@ from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = {  # the longest first
-    "12_does_it_help": "-p live_tasks 2",
     "07_samplers": "-p n_tokens 4",
     "01_weights": "-p text Hi",
     "04_entropy": "-p text 'A short text.' -p n_tokens 512",

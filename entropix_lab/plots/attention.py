@@ -33,7 +33,7 @@ def attention_entropy(gen):
 def attention_positions(live, measured: dict, relative: dict):
     """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
     each value the mean of 15 neighbours."""
-    fig, axes = figure(1, 2, figsize=(10, 3.2), sharex=True)
+    fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
     for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):

@@ -197,7 +197,7 @@ def two_outcomes():
     mixture = lambda p, k: np.array([p, *[(1 - p) / k] * k])
     moments = lambda q: ((q * -np.log(q)).sum(), (q * np.log(q) ** 2).sum() - (q * np.log(q)).sum() ** 2)
     p = np.linspace(0.001, 0.999, 999)
-    fig, axes = figure(1, 2, figsize=(10, 3.4))
+    fig, axes = figure(1, 2, figsize=(12, 4.2))
     H, V = np.array([moments(mixture(x, 1)) for x in p]).T
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
@@ -222,7 +222,7 @@ def two_outcomes():
 def prediction(aurocs: dict, calibration, surprisal):
     """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
     right; the same of entropy against surprisal."""
-    fig, axes = figure(1, 3, figsize=(11.4, 3.3), width_ratios=(1.25, 1, 1))
+    fig, axes = figure(1, 3, figsize=(12, 3.9), width_ratios=(1.25, 1, 1))
     names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
     axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
     axes[0].axvline(0.5, color="black", lw=0.8, ls=":")

@@ -89,7 +89,7 @@ def accuracy_by_slope(runs):
     ax.set(ylabel="accuracy", ylim=(0, None))
     ax.set_title("cooler where it hesitates  <   slope   >  hotter where it hesitates", loc="center")
     beside.plot(slopes, [runs[s].mean_surprisal for s in slopes], "s--", color=RED, ms=6)
-    beside.set(ylabel="mean surprisal of the drawn tokens, nats", ylim=(0, None))
+    beside.set(ylabel="mean surprisal, nats", ylim=(0, 1.2 * max(run.mean_surprisal for run in runs.values())))
     for axes in (ax, beside):
         axes.set(xlabel="slope of log T over entropy, 1/nat", xticks=slopes)
     return ax

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -55,3 +56,25 @@ def test_heads_that_were_built_are_found(tiny):
 def test_strongest():
     shares = {"sink": np.array([[0.1, 0.9], [0.5, 0.2]])}
     assert lab.heads.strongest(shares, 2) == {"sink": [(0, 1, 0.9), (1, 0, 0.5)]}
+
+
+def test_tiles_are_the_heads():
+    probs = np.random.default_rng(0).random((3, 2, 5, 8))
+    large, sheet = lab.plots.attention_tiles(probs, list("abcde"), 2, 1, {(2, 1): "sink"})
+    shown = sheet.images[0].get_array()
+    assert shown.shape == (2 * 7, 3 * 7) and large.get_title("left") == "Layer 2, head 1: sink"
+    past = np.tri(5, dtype=bool)
+    np.testing.assert_array_equal(np.asarray(shown[7:12, 14:19])[past], probs[2, 1, :, :5][past])
+    np.testing.assert_array_equal(np.asarray(large.images[0].get_array())[past], probs[2, 1, :, :5][past])
+    plt.close("all")
+
+
+def test_lens_in_words(tiny):
+    trace = lab.trace_text(tiny, [5, 17, 3, 99], lens=True)
+    ax = lab.plots.lens_words(trace)
+    words = [text.get_text() for text in ax.texts]
+    assert words == [f"<{trace.lens_tokens[t, layer, 0]}>" for layer in (0, 2) for t in range(3)]
+    assert (ax.images[0].get_array() == trace.lens_rank[:, [0, 2]].T + 1).all()
+    with pytest.raises(ValueError, match="no logit lens"):
+        lab.plots.lens_words(lab.trace_text(tiny, [5, 17, 3, 99]))
+    plt.close("all")

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
-from entropix_lab.generation.branching import Fork
+from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
+from entropix_lab.generation.branching import Branched, Fork
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = (
@@ -30,7 +31,7 @@ def trace(tiny_checkpoint):
     """A generation's trace with everything in it, some of its tokens hostile, one of them very unlikely."""
     model = lab.load_model(tiny_checkpoint(tied=False))
     trace = lab.generate(model, list(range(3, 9)), 30, SAMPLER, trace=("lens", "attention"))[0].trace
-    words = dict(zip(sorted(trace.words), HOSTILE, strict=False))
+    words = dict(zip(trace.alternatives[4, 1:].tolist(), HOSTILE, strict=False))
     trace.alternative_probabilities[4, 9] = 7.6e-07
     pieces = tuple(words.get(int(t), piece) for t, piece in zip(trace.tokens, trace.pieces, strict=True))
     pieces = (*pieces[:2], *HOSTILE, *pieces[5:])
@@ -154,6 +155,25 @@ def test_a_long_trace_is_shown_in_part(trace):
     assert "the first 400 of 600 tokens" in long._repr_html_()
 
 
+def test_what_is_branched_is_traced(tmp_path):
+    tokens = "".join(f"{base64.b64encode(bytes([b])).decode()} {17 + b}\n" for b in range(256)).encode()
+    folder = write_random_checkpoint(tmp_path / "tiny", TINY | dict(vocab_size=273), tokenizer_model=tokens)
+    options = dict(max_new_tokens=6, sampler=lab.samplers.greedy(), n=2, m=2, trace="attention")
+    (row,) = lab.branch(lab.load_model(folder), ["ab"], tied=0.3, **options)
+    assert row.trace.tokens.tolist() == row.tokens and len(row.trace.prompt_pieces) == len(row.prompt_tokens)
+    np.testing.assert_allclose(row.trace.surprisal, -np.array(row.logprobs), atol=1e-5)
+    assert row.forks and row.trace.attention_sources.shape[0] == len(row.tokens) and row.trace.lens_entropy is None
+    assert row.trace.thresholds == lab.samplers.adaptive("9d41be6").thresholds
+
+
+def test_what_was_branched_shows_its_forks(trace):
+    forks = [Fork(5, ("a", HOSTILE[1]), (-1.5, -0.5), 1)]
+    plain = Branched([1], HOSTILE[1], forks=forks)
+    assert "img" not in Elements(plain._repr_html_()).names and "-0.50 &lt;img" in plain._repr_html_()
+    found = Elements(Branched([1], "", forks=forks, spent=9, trace=trace)._repr_html_())
+    assert json.loads(found.json)["forks"] == {"5": {"texts": ["a", HOSTILE[1]], "scores": [-1.5, -0.5], "chosen": 1}}
+
+
 ACTS = """<script>
 const [one, two] = document.querySelectorAll(".entropix-inspector"), found = {};
 const all = (root, of) => [...root.querySelectorAll(of)], texts = (root, of) => all(root, of).map((e) => e.textContent);
@@ -186,6 +206,8 @@ key("Escape");
 found.unpinned = [pinned(one), texts(one, ".layers").length];
 key("End"), key("Enter");
 found.last = [pinned(one), texts(one, ".fork").length, all(one, ".panel .card")[0].textContent];
+two.querySelectorAll(".tokens > span")[29].click();
+found.fork = [texts(two, ".fork").length, two.querySelector(".panel .card").textContent.includes("-0.50")];
 found.attacked = [window.attacked ?? null, document.images.length];
 document.body.append(Object.assign(document.createElement("pre"), { id: "found", textContent: JSON.stringify(found) }));
 </script>"""
@@ -233,4 +255,5 @@ def test_in_a_browser(trace, tmp_path):
         alpha = float(re.findall(r"[\d.]+", ground)[-1]) if ground else 0
         assert abs((alpha / 0.9) ** 2 - of_head.get(slot, 0)) < 0.02, slot
     assert found["unpinned"] == [[], 0]
+    assert found["fork"] == [1, True]
     assert found["last"][:2] == [[29], 0] and "30 of 30" in found["last"][2]

@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -102,3 +105,17 @@ def test_errors_name_what_is_wrong(tiny32):
         lab.intervene(tiny32, PROMPT, wrong)
     with pytest.raises(ValueError, match="found NoneType"):
         lab.intervene(tiny32, PROMPT, {"layers.1.attention.wo": lambda x: None})
+
+
+def test_effects_are_differences_of_rows():
+    trace = lambda x: SimpleNamespace(trace=SimpleNamespace(surprisal=x, entropy=2 * x, varentropy=0 * x))
+    before, after = [np.zeros(4), np.ones(4)], [np.array([9, 1, 1, 1.0]), np.array([9, 4, 4, 4.0])]
+    found = lab.effects([trace(x) for x in before], [trace(x) for x in after], slice(1, None))
+    half = 12.7062 * np.std([1, 3], ddof=1) / np.sqrt(2)  # Student's 97.5 % with one degree of freedom
+    np.testing.assert_allclose(found["surprisal"], (2, half), rtol=1e-5)
+    np.testing.assert_allclose(found["entropy"], (4, 2 * half), rtol=1e-5)
+    assert found["varentropy"] == (0, 0)
+    axes = lab.plots.effects({"one": found, "two": found})
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["one", "two"]
+    assert len(lab.plots.layer_effects([found] * 3)) == 3
+    plt.close("all")

@@ -10,11 +10,14 @@
 
   const SVG = new Set(["svg", "g", "rect", "circle", "line", "text", "title"]);
   const make = (name, attributes = {}, ...children) => {
-    const of = SVG.has(name) ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) of.setAttribute(key, value);
-    of.append(...children.flat(2).filter((child) => child !== null));
-    return of;
+    const space = SVG.has(name) ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+    const made = document.createElementNS(space, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...children.flat(2).filter((child) => child !== null));
+    return made;
   };
+  const div = (name, ...children) => make("div", { class: name }, ...children);
+  const inline = (name, ...children) => make("span", { class: name }, ...children);
   const text = root.querySelector(".text"), list = root.querySelector(".tokens");
   const prompts = [...root.querySelectorAll(".prompt > span")], tokens = [...list.children];
   const panel = make("div", { class: "panel", role: "region", "aria-label": "the pinned token" });
@@ -26,12 +29,21 @@
   const code = (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0");
   const shown = (piece) => {
     const written = piece.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(HIDDEN, code);
-    return written.trim() ? written.replace(/^ +| +$/g, (s) => "·".repeat(s.length)) : "·".repeat(written.length) || "∅";
+    if (!written.trim()) return "·".repeat(written.length) || "∅";
+    return written.replace(/^ +| +$/g, (spaces) => "·".repeat(spaces.length));
   };
   const word = (piece) => make("bdi", { class: "word", title: piece }, shown(piece));
   const small = (x) => x.toExponential(1).replace(/e-(\d)$/, "e-0$1");
-  const probability = (p) => (p === null ? "–" : p >= 0.001 ? p.toFixed(p >= 0.01 ? 3 : 4) : p > 0 ? small(p) : "< 1e-38");
-  const number = (x) => (x === null ? "–" : Number.isInteger(x) ? `${x}` : Math.abs(x) >= 0.01 || x === 0 ? x.toFixed(2) : small(x));
+  const probability = (p) => {
+    if (p === null) return "–";
+    if (p < 0.001) return p > 0 ? small(p) : "< 1e-38";
+    return p.toFixed(p >= 0.01 ? 3 : 4);
+  };
+  const number = (x) => {
+    if (x === null) return "–";
+    if (Number.isInteger(x)) return `${x}`;
+    return Math.abs(x) >= 0.01 ? x.toFixed(2) : small(x);
+  };
   const percent = (w) => (w >= 0.1 ? `${Math.round(100 * w)} %` : `${(100 * w).toFixed(1)} %`);
   const UNITS = { entropy: "nats", surprisal: "nats", varentropy: "nats²" };
   const pieceOf = (i) => data.pieces[i];
@@ -41,7 +53,7 @@
   const attention = data.attention && (() => {
     // slots are distances from the one before, of which a byte of 255 is a part
     const { layers, heads } = data.attention;
-    const counts = bytes(data.attention.counts), weights = bytes(data.attention.weights), steps = bytes(data.attention.steps);
+    const [counts, weights, steps] = ["counts", "weights", "steps"].map((name) => bytes(data.attention[name]));
     const starts = new Uint32Array(counts.length + 1), slots = new Uint32Array(weights.length);
     let read = 0, k = 0;
     counts.forEach((n, i) => {
@@ -64,7 +76,7 @@
     return { layers, heads, of };
   })();
   const spanOf = (slot) => [...prompts, ...tokens][slot - data.live + prompts.length];
-  const textOf = (slot) => (slot < data.live ? data.prompt[slot - data.live + prompts.length] : pieceOf(slot - data.live));
+  const textOf = (slot) => [...data.prompt, ...data.pieces][slot - data.live + prompts.length];
 
   // ---- the text and its grounds
   const focus = () => state.pinned ?? state.pointed;
@@ -80,7 +92,10 @@
       }
     } else {
       const { values, full } = data.shades[state.shade];
-      tokens.forEach((span, i) => (span.style.background = `rgba(var(--orange), ${(0.65 * Math.min(1, values[i] / full)).toFixed(2)})`));
+      tokens.forEach((span, i) => {
+        const share = Math.min(1, values[i] / full);
+        span.style.background = `rgba(var(--orange), ${(0.65 * share).toFixed(2)})`;
+      });
     }
     tokens.forEach((span, i) => {
       span.classList.toggle("pinned", i === state.pinned);
@@ -92,35 +107,48 @@
 
   // ---- what is said of a token
   const facts = (i) => {
-    const named = [["entropy", `${number(data.entropy[i])} nats`], ["varentropy", `${number(data.varentropy[i])} nats²`]];
-    named.push(["probability", probability(data.probability[i])], ["rank", `${data.rank[i]}`]);
-    named.push(["surprisal", `${number(data.surprisal[i])} nats`], ["slots seen", `${data.live + i}`]);
+    const named = [
+      ["entropy", `${number(data.entropy[i])} nats`],
+      ["varentropy", `${number(data.varentropy[i])} nats²`],
+      ["probability", probability(data.probability[i])],
+      ["rank", `${data.rank[i]}`],
+      ["surprisal", `${number(data.surprisal[i])} nats`],
+      ["slots seen", `${data.live + i}`],
+    ];
     for (const [name, values] of Object.entries(data.info)) named.push([name.replace(/_/g, " "), number(values[i])]);
-    return make("div", { class: "facts" }, named.map(([name, value]) => [make("span", {}, name), make("span", {}, value)]));
+    return div("facts", ...named.flat().map((said) => make("span", {}, said)));
   };
   const rule = (i) => {
     if (!data.taken) return null;
     const name = data.taken.names[data.taken.of[i]], colour = data.taken.colours[data.taken.of[i]];
-    const bounds = (data.thresholds[name] || []).map(([what, sign, bound]) => `${what} ${sign} ${number(bound)} ${UNITS[what] || ""}`);
+    const written = ([what, sign, bound]) => `${what} ${sign} ${number(bound)} ${UNITS[what] || ""}`;
+    const bounds = (data.thresholds[name] || []).map(written).join(", ");
     const otherwise = Object.keys(data.thresholds).length ? ": none of the others fits" : "";
-    return make("div", { class: "rule", style: `border-color:${colour}` }, make("b", {}, name), bounds.length ? `: ${bounds.join(", ")}` : otherwise);
+    const style = `border-color:${colour}`;
+    return make("div", { class: "rule", style }, make("b", {}, name), bounds ? `: ${bounds}` : otherwise);
   };
+  const track = (share) => div("track", make("i", { style: `width:${(100 * share).toFixed(1)}%` }));
   const likeliest = (i) => {
     if (!data.alternatives) return null;
-    const line = (piece, p, came) => make("div", { class: came ? "row came" : "row" },
-      word(piece), make("div", { class: "track" }, make("i", { style: `width:${(100 * p).toFixed(1)}%` })),
-      make("span", { class: "number" }, probability(p)));
-    const rows = data.alternatives[i].map((w, k) => line(data.words[w], data.alternative_probabilities[i][k], k === data.rank[i]));
-    if (data.rank[i] >= rows.length) rows.push(line(pieceOf(i), data.probability[i], true));
-    return make("div", { class: "likeliest" }, make("div", { class: "heading" }, "likeliest tokens; orange: the one that came"), rows);
+    const line = (piece, p, came) =>
+      div(came ? "row came" : "row", word(piece), track(p), inline("number", probability(p)));
+    const rank = data.rank[i], probabilities = data.alternative_probabilities[i];
+    const rows = data.alternatives[i].map((w, k) => line(data.words[w], probabilities[k], k === rank));
+    if (rank >= rows.length) rows.push(line(pieceOf(i), data.probability[i], true));
+    return div("likeliest", div("heading", "likeliest tokens; orange: the one that came"), rows);
   };
   const forked = (i) => {
     const fork = data.forks[i];
     if (!fork) return null;
-    const line = (said, k) => make("div", { style: k === fork.chosen ? "font-weight:600" : "" }, `${fork.scores[k].toFixed(2)}  `, word(said));
-    return make("div", {}, make("div", { class: "heading" }, "fork: continuations, and their mean log-probability"), fork.texts.map(line));
+    const line = (said, k) =>
+      div(k === fork.chosen ? "tried chosen" : "tried", `${fork.scores[k].toFixed(2)}  `, word(said));
+    return div("forked", div("heading", "fork: continuations, and their mean log-probability"), fork.texts.map(line));
   };
-  const summary = (i) => [make("div", { class: "top" }, make("bdi", { class: "token" }, shown(pieceOf(i))), make("span", { class: "aside" }, `${i + 1} of ${tokens.length}`)), facts(i), rule(i), likeliest(i), forked(i)];
+  const summary = (i) => {
+    const token = make("bdi", { class: "token" }, shown(pieceOf(i)));
+    const top = div("top", token, inline("aside", `${i + 1} of ${tokens.length}`));
+    return [top, facts(i), rule(i), likeliest(i), forked(i)].filter(Boolean);
+  };
 
   // ---- its point in the plane of entropy and varentropy
   const ticks = (top) => {
@@ -131,11 +159,16 @@
   const plane = (here) => {
     const [W, H, left, bottom] = [270, 200, 30, 30];
     const bounds = Object.values(data.thresholds).flat();
-    const top = (what) => 1.06 * Math.max(0.5, ...data[what], ...bounds.filter(([name]) => name === what).map((b) => b[2]));
+    const boundsOf = (what) => bounds.filter(([name]) => name === what).map(([, , bound]) => bound);
+    const top = (what) => 1.06 * Math.max(0.5, ...data[what], ...boundsOf(what));
     const X = top("entropy"), Y = top("varentropy");
     const x = (h) => left + (h / X) * (W - left - 6), y = (v) => H - bottom - (v / Y) * (H - bottom - 6);
-    const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "entropy and varentropy of every token" });
+    const label = "entropy and varentropy of every token";
+    const svg = make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label });
+    const middle = { "text-anchor": "middle" }, end = { "text-anchor": "end" };
+    const line = (name, x1, y1, x2, y2) => make("line", { class: name, x1, y1, x2, y2 });
     const colours = data.taken ? data.taken.colours : ["rgb(86, 180, 233)"];
+    const labels = [];
     // branches are tried in their order, so the first lies on top
     for (const [name, of] of Object.entries(data.thresholds).reverse()) {
       const box = { entropy: [0, X], varentropy: [0, Y] };
@@ -144,27 +177,30 @@
       const colour = data.taken ? colours[data.taken.names.indexOf(name)] : "gray";
       const area = { x: x(box.entropy[0]), y: y(box.varentropy[1]), width: wide, height: high };
       svg.append(make("rect", { class: "paper", ...area }), make("rect", { ...area, fill: colour, opacity: 0.12 }));
-      if (wide > 30 && high > 12) svg.append(make("text", { x: x(box.entropy[1]) - 3, y: y(box.varentropy[1]) + 11, "text-anchor": "end" }, name));
+      const corner = { x: x(box.entropy[1]) - 3, y: y(box.varentropy[1]) + 11, ...end };
+      if (wide > 30 && high > 12) labels.push(make("text", corner, name));
     }
-    for (const [what, , bound] of bounds) {
-      const ends = what === "entropy" ? { x1: x(bound), x2: x(bound), y1: y(0), y2: y(Y) } : { x1: x(0), x2: x(X), y1: y(bound), y2: y(bound) };
-      if (what === "entropy" || what === "varentropy") svg.append(make("line", { class: "bound", ...ends }));
-    }
-    svg.append(make("line", { class: "axis", x1: left, x2: W - 6, y1: y(0), y2: y(0) }), make("line", { class: "axis", x1: left, x2: left, y1: y(0), y2: 6 }));
-    for (const h of ticks(X)) svg.append(make("text", { x: x(h), y: H - bottom + 12, "text-anchor": "middle" }, `${h}`));
-    for (const v of ticks(Y)) svg.append(make("text", { x: left - 4, y: y(v) + 3, "text-anchor": "end" }, `${v}`));
-    svg.append(make("text", { x: (W + left) / 2, y: H - 4, "text-anchor": "middle" }, "entropy, nats"));
-    svg.append(make("text", { transform: `translate(9 ${(H - bottom) / 2}) rotate(-90)`, "text-anchor": "middle" }, "varentropy, nats²"));
+    for (const bound of boundsOf("entropy")) svg.append(line("bound", x(bound), y(0), x(bound), y(Y)));
+    for (const bound of boundsOf("varentropy")) svg.append(line("bound", x(0), y(bound), x(X), y(bound)));
+    svg.append(...labels, line("axis", left, y(0), W - 6, y(0)), line("axis", left, y(0), left, 6));
+    for (const h of ticks(X)) svg.append(make("text", { x: x(h), y: H - bottom + 12, ...middle }, `${h}`));
+    for (const v of ticks(Y)) svg.append(make("text", { x: left - 4, y: y(v) + 3, ...end }, `${v}`));
+    const upright = `translate(9 ${(H - bottom) / 2}) rotate(-90)`;
+    svg.append(make("text", { x: (W + left) / 2, y: H - 4, ...middle }, "entropy, nats"));
+    svg.append(make("text", { transform: upright, ...middle }, "varentropy, nats²"));
     data.entropy.forEach((h, i) => {
-      const dot = make("circle", { class: "dot", cx: x(h), cy: y(data.varentropy[i]), r: 3, fill: colours[data.taken ? data.taken.of[i] : 0] });
+      const fill = colours[data.taken ? data.taken.of[i] : 0];
+      const dot = make("circle", { class: "dot", cx: x(h), cy: y(data.varentropy[i]), r: 3, fill });
       dot.addEventListener("click", () => pin(i));
       dot.addEventListener("pointerenter", () => point(i, dot));
       dot.addEventListener("pointerleave", () => point(null));
       svg.append(dot);
     });
-    if (here !== null) svg.append(make("circle", { class: "here", cx: x(data.entropy[here]), cy: y(data.varentropy[here]), r: 6 }));
+    if (here !== null) {
+      svg.append(make("circle", { class: "here", cx: x(data.entropy[here]), cy: y(data.varentropy[here]), r: 6 }));
+    }
     const said = Object.keys(data.thresholds).length ? "all tokens; dashed: the sampler's thresholds" : "all tokens";
-    return make("div", { class: "card plane" }, make("div", { class: "heading" }, said), svg);
+    return div("card plane", div("heading", said), svg);
   };
 
   // ---- its way through the layers: a row to each, with the logit lens and a tile to each head
@@ -184,7 +220,8 @@
       const rest = Math.max(0, ...[...attention.of(i, l, n)].map(([slot, weight]) => (slot > 0 ? weight : 0)));
       const chosen = l === state.layer && (n === state.head || state.head === "all");
       const title = `layer ${l}, head ${n}: ${percent(rest)} on the slot that it attends to most, the first apart`;
-      const tile = make("i", { class: chosen ? "tile chosen" : "tile", title, style: `background:rgba(var(--sky), ${rest.toFixed(2)})` });
+      const style = `background:rgba(var(--sky), ${rest.toFixed(2)})`;
+      const tile = make("i", { class: chosen ? "tile chosen" : "tile", title, style });
       tile.addEventListener("click", () => look(l, n));
       return tile;
     });
@@ -193,38 +230,43 @@
   };
   const lens = (i, l, top) => {
     const { entropy, tokens: ids, probabilities } = data.lens;
-    const bar = make("div", { class: "track" }, make("i", { style: `width:${((100 * entropy[i][l]) / top).toFixed(1)}%` }));
-    return [bar, word(data.words[ids[i][l][0]]), make("span", { class: "number" }, probability(probabilities[i][l][0]))];
+    const [id] = ids[i][l], [p] = probabilities[i][l];
+    return [track(entropy[i][l] / top), word(data.words[id]), inline("number", probability(p))];
   };
   const five = (i, l) => {
     const { entropy, tokens: ids, probabilities, rank } = data.lens;
-    const words = ids[i][l].map((w, k) => [word(data.words[w]), ` ${probability(probabilities[i][l][k])}${k < 4 ? ", " : ""}`]);
-    return [make("b", {}, `after layer ${l}`), `: entropy ${number(entropy[i][l])} nats, `, word(pieceOf(i)), ` has rank ${rank[i][l]}`,
-      make("br"), ...words.flat()];
+    const written = (w, k) => [k ? ", " : "", word(data.words[w]), ` ${probability(probabilities[i][l][k])}`];
+    const said = [`: entropy ${number(entropy[i][l])} nats, `, word(pieceOf(i)), ` has rank ${rank[i][l]}`];
+    return [make("b", {}, `after layer ${l}`), ...said, make("br"), ...ids[i][l].map(written).flat()];
   };
   const sources = (i) => {
     const range = (n) => [...Array(n).keys()];
     const most = [...attention.of(i, state.layer, state.head)].sort((a, b) => b[1] - a[1]).slice(0, 5);
-    const said = most.map(([slot, w]) => [word(textOf(slot) ?? `slot ${slot}`), ` ${percent(w)}${slot === 0 ? " (first slot)" : ""}  `]);
-    return make("div", { class: "sources" }, make("div", {}, "attention: layer ", select("layer", range(attention.layers), state.layer, (l) => look(+l, state.head)),
-      " head ", select("head", ["all", ...range(attention.heads)], state.head, (n) => look(state.layer, n === "all" ? n : +n))),
-      make("div", { class: "aside" }, said.flat()));
+    const about = (slot, weight) => ` ${percent(weight)}${slot ? "" : " (first slot)"}  `;
+    const written = ([slot, weight]) => [word(textOf(slot) ?? `slot ${slot}`), about(slot, weight)];
+    const layer = select("layer", range(attention.layers), state.layer, (l) => look(+l, state.head));
+    const ofHead = (n) => look(state.layer, n === "all" ? n : +n);
+    const head = select("head", ["all", ...range(attention.heads)], state.head, ofHead);
+    return div("sources", div("chosen", "attention: layer ", layer, " head ", head), div("aside", most.map(written)));
   };
   const depth = (i) => {
     if (!data.lens && !attention) return null;
-    const count = data.lens ? data.lens.entropy[i].length : attention.layers, top = data.lens && Math.max(...data.lens.entropy[i], 1e-3);
-    const about = make("div", { class: "five" });
+    const count = data.lens ? data.lens.entropy[i].length : attention.layers;
+    const top = data.lens && Math.max(...data.lens.entropy[i], 1e-3);
+    const about = div("five");
     const columns = "1.3em" + (data.lens ? " minmax(30px, 1fr) 7em 3.6em" : "") + (attention ? " auto" : "");
     const rows = [...Array(count).keys()].map((l) => {
       const first = data.lens && data.lens.rank[i][l] === 0;
-      const row = make("div", { class: first ? "row came" : "row", style: `grid-template-columns:${columns}` }, make("span", { class: "number aside" }, `${l}`),
-        data.lens ? lens(i, l, top) : null, attention ? tiles(i, l) : null);
+      const row = div(first ? "row came" : "row", inline("number aside", `${l}`));
+      row.style.gridTemplateColumns = columns;
+      row.append(...(data.lens ? lens(i, l, top) : []), ...(attention ? [tiles(i, l)] : []));
       if (data.lens) row.addEventListener("pointerenter", () => about.replaceChildren(...five(i, l)));
       return row;
     });
     if (data.lens) about.append(...five(i, count - 1));
-    const said = [data.lens && `logit lens (full bar: ${number(top)} nats)`, attention && "attention heads"].filter(Boolean).join(", ");
-    return make("div", { class: "card layers" }, make("div", { class: "heading" }, said), rows, data.lens ? about : null, attention ? sources(i) : null);
+    const said = [data.lens && `logit lens (full bar: ${number(top)} nats)`, attention && "attention heads"];
+    const below = [data.lens && about, attention && sources(i)].filter(Boolean);
+    return div("card layers", div("heading", said.filter(Boolean).join(", ")), rows, below);
   };
 
   // ---- what happens
@@ -233,12 +275,14 @@
     if (state.shade === "attention" && state.pinned === null) shade();
     hover.hidden = i === null || i === state.pinned;
     if (hover.hidden) return hover.hidePopover?.();
-    hover.replaceChildren(...summary(i).filter(Boolean));
+    hover.replaceChildren(...summary(i));
     hover.showPopover?.(); // above everything: a notebook's outputs clip what leaves them
-    const box = [...(at || tokens[i]).getClientRects()].pop() || tokens[i].getBoundingClientRect(), size = hover.getBoundingClientRect();
-    const below = box.bottom + 6 + size.height < innerHeight || box.top < size.height + 6;
-    hover.style.left = `${Math.max(4, Math.min(box.left, innerWidth - size.width - 4))}px`;
-    hover.style.top = `${below ? Math.min(box.bottom + 6, Math.max(4, innerHeight - size.height - 4)) : box.top - size.height - 6}px`;
+    const { left, top, bottom } = [...(at || tokens[i]).getClientRects()].pop() || root.getBoundingClientRect();
+    const { width, height } = hover.getBoundingClientRect();
+    const below = Math.min(bottom + 6, Math.max(4, innerHeight - height - 4));
+    const fits = bottom + 6 + height < innerHeight || top < height + 6;
+    hover.style.left = `${Math.max(4, Math.min(left, innerWidth - width - 4))}px`;
+    hover.style.top = `${fits ? below : top - height - 6}px`;
   };
   const pin = (i) => {
     state.pinned = i;
@@ -257,13 +301,20 @@
     // the token nearest to this one on the next line
     const here = tokens[state.current].getBoundingClientRect();
     const far = (box) => Math.abs(box.left - here.left) + 50 * Math.abs(box.top - here.top);
-    const beyond = tokens.map((span, i) => [i, span.getBoundingClientRect()]).filter(([, box]) => direction * (box.top - here.top) > 4);
+    const boxes = tokens.map((span, i) => [i, span.getBoundingClientRect()]);
+    const beyond = boxes.filter(([, box]) => direction * (box.top - here.top) > 4);
     return beyond.length ? beyond.reduce((a, b) => (far(b[1]) < far(a[1]) ? b : a))[0] : state.current;
   };
   const KEYS = {
-    ArrowRight: () => step(state.current + 1), ArrowLeft: () => step(state.current - 1),
-    ArrowDown: () => step(line(1)), ArrowUp: () => step(line(-1)), Home: () => step(0), End: () => step(tokens.length - 1),
-    Enter: () => pin(state.current === state.pinned ? null : state.current), " ": () => KEYS.Enter(), Escape: () => pin(null),
+    ArrowRight: () => step(state.current + 1),
+    ArrowLeft: () => step(state.current - 1),
+    ArrowDown: () => step(line(1)),
+    ArrowUp: () => step(line(-1)),
+    Home: () => step(0),
+    End: () => step(tokens.length - 1),
+    Enter: () => pin(state.current === state.pinned ? null : state.current),
+    " ": () => KEYS.Enter(),
+    Escape: () => pin(null),
   };
   const indexOf = (event) => tokens.indexOf(event.target.closest(".tokens > span"));
   list.addEventListener("click", (event) => {
@@ -288,23 +339,35 @@
   });
 
   // ---- the bar above the text
-  const bar = make("div", { class: "bar" });
+  const bar = div("bar");
   const drawScale = () => {
+    const back = state.shade === "attention";
     const modes = [...Object.keys(data.shades), ...(attention ? ["attention"] : [])];
-    const back = state.shade === "attention", full = back ? "" : data.shades[state.shade].full;
-    const colour = back ? "--sky" : "--orange", strongest = back ? 0.9 : 0.65;
-    const counts = data.taken ? data.taken.names.map((name, k) => [name, data.taken.of.filter((t) => t === k).length, data.taken.colours[k]]) : [];
-    const said = back ? (focus() === null ? "of the token you point at" : `layer ${state.layer}, ${state.head === "all" ? "all heads" : `head ${state.head}`}; root of the weight`) : `0 to ${full} ${UNITS[state.shade] || ""}`;
-    bar.replaceChildren(
-      make("label", {}, "ground: ", select("ground", modes, state.shade, (mode) => { state.shade = mode; render(); })),
-      make("span", { class: "scale", style: `background:linear-gradient(90deg, transparent, rgba(var(${colour}), ${strongest}))` }),
-      make("span", {}, said),
-      ...counts.filter(([, n]) => n).map(([name, n, c]) => make("span", { class: "branch", style: `border-color:${c}` }, `${name} ${n}`)),
-      make("span", { class: "hint" }, "click pins, ", make("kbd", {}, "←"), " ", make("kbd", {}, "→"), " step, ", make("kbd", {}, "Esc"), " unpins"));
+    const ground = select("ground", modes, state.shade, (mode) => {
+      state.shade = mode;
+      render();
+    });
+    const [colour, strongest] = back ? ["--sky", 0.9] : ["--orange", 0.65];
+    const style = `background:linear-gradient(90deg, transparent, rgba(var(${colour}), ${strongest}))`;
+    const heads = state.head === "all" ? "all heads" : `head ${state.head}`;
+    const ofHead = `layer ${state.layer}, ${heads}; root of the weight`;
+    const ofAttention = focus() === null ? "of the token you point at" : ofHead;
+    const said = back ? ofAttention : `0 to ${data.shades[state.shade].full} ${UNITS[state.shade] || ""}`;
+    const branches = (data.taken ? data.taken.names : []).map((name, k) => {
+      const count = data.taken.of.filter((taken) => taken === k).length;
+      const style = `border-color:${data.taken.colours[k]}`;
+      return count ? make("span", { class: "branch", style }, `${name} ${count}`) : null;
+    });
+    const key = (name) => make("kbd", {}, name);
+    const hint = inline("hint", "click pins, ", key("←"), " ", key("→"), " step, ", key("Esc"), " unpins");
+    const label = make("label", {}, "ground: ", ground);
+    const scale = [label, make("span", { class: "scale", style }), inline("said", said)];
+    bar.replaceChildren(...scale, ...branches.filter(Boolean), hint);
   };
   const render = () => {
-    const i = state.pinned, used = root.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
-    const first = make("div", { class: "stack" }, i === null ? null : make("div", { class: "card" }, summary(i)), plane(i));
+    const i = state.pinned, active = document.activeElement;
+    const used = root.contains(active) && active.getAttribute("aria-label");
+    const first = div("stack", i === null ? null : div("card", summary(i)), plane(i));
     panel.replaceChildren(...[first, i === null ? null : depth(i)].filter(Boolean));
     shade();
     // what was used last is new, and keeps the focus
