@@ -17,6 +17,7 @@ def margins(generations, rounding=1e-5):
     ax.hist(np.maximum(values, 1e-6), np.geomspace(1e-6, max(values.max(), 1) * 1.1, 50), color=BLUE)
     ax.axvline(30 * rounding, color="black", ls="--", lw=1.2, label="rounding")
     ax.set(xscale="log", yscale="log", xlabel="margin between the two largest logits", ylabel="steps")
+    ax.set_ylim(0.5)  # a bar of one step
     ax.set_title(f"{len(values)} steps, the closest {values.min():.1e}")
     ax.legend()
     return ax

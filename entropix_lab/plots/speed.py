@@ -42,12 +42,14 @@ def roofline(points, bandwidth, peak):
     x = np.geomspace(min(intensities) / 2, 2.5 * max(peak / bandwidth, *intensities), 99)
     ax.plot(x, np.minimum(x * bandwidth, peak) / 1e9, color="black", label="what this device allows, measured")
     ax.axvline(peak / bandwidth, color="black", lw=0.8, ls=":")
-    ax.annotate("bound by memory | by arithmetic", (peak / bandwidth, 0.02), ("data", "axes fraction"), ha="center")
+    ax.annotate(
+        "bound by memory | by arithmetic", (peak / bandwidth, 0.02), xycoords=("data", "axes fraction"), ha="center"
+    )
     for (name, (i, rate)), marker in zip(at.items(), "osD^v<>ph", strict=False):
         share = f"{name}: {100 * rate / min(i * bandwidth, peak):.0f} %"
         ax.plot(i, rate / 1e9, marker, color=RED if name.startswith("decode") else BLUE, ms=8, label=share)
     ax.set(xscale="log", yscale="log", xlabel="operations to a byte that is read", ylabel="billion operations a second")
-    ax.legend(title="and the share of it that is reached", loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    ax.legend(title="share of the limit that is reached:", loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
     return ax
 
 

@@ -24,6 +24,7 @@ from entropix_lab.checkpoints import meta, sums, write
 from entropix_lab.checkpoints.safetensors import config_json, hugging_face_name, to_halves
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 80))  # of each kind of folder; more with MUTATIONS=300
+MEMORY = 300e6  # bytes that no damage may ask for more than
 TOKENIZER = b"".join(b"%s %d\n" % (__import__("base64").b64encode(bytes([b])), i) for i, b in enumerate(range(256)))
 VOCABULARY = 256 + 256  # Llama 3's special tokens come after
 
@@ -316,4 +317,7 @@ def test_random_damage_is_a_named_error_or_an_equal_load(folders, tmp_path, kind
         found = lab.weights.by_name(loaded.weights)
         assert all(np.array_equal(found[name], x) for name, x in expected.items()), done
 
-    run()
+    with lab.verdict.peak_memory() as peak:
+        run()
+    # a few folders' worth, whatever a header says of itself
+    assert peak["bytes"] is None or peak["bytes"] < MEMORY, f"{peak['bytes'] / 1e6:.0f} MB"
