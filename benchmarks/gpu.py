@@ -19,28 +19,22 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import tempfile
 import time
 import traceback
 from pathlib import Path
 
-# torch and JAX share the GPU: JAX would take three quarters of it at its start
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from llama_models.sku_list import resolve_model
 
 import entropix_lab as lab
 from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
-from entropix_lab.llama.weights import MODULE, SplitLayerWeights
+from entropix_lab.llama.weights import SplitLayerWeights, take_layer
 from entropix_lab.proof import truth
 from entropix_lab.timing import median_seconds
 
-LLAMA_1B = dict(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, vocab_size=128256, multiple_of=256)
-LLAMA_1B |= dict(ffn_dim_multiplier=1.5, norm_eps=1e-5, rope_theta=500000.0, use_scaled_rope=True)
-LLAMA_3B = LLAMA_1B | dict(dim=3072, n_layers=28, n_heads=24, ffn_dim_multiplier=1.0)
 LIMIT = 540  # seconds after which no further point begins
 
 
@@ -49,7 +43,11 @@ class Sizes:
 
     def __init__(self, tiny):
         self.started = time.perf_counter()
-        self.models = {"tiny": TINY | dict(vocab_size=512)} if tiny else {"1B": LLAMA_1B, "3B": LLAMA_3B}
+        self.models = (
+            {"tiny": TINY | dict(vocab_size=512)}
+            if tiny
+            else {size: resolve_model(f"Llama3.2-{size}").arch_args for size in ("1B", "3B")}
+        )
         self.first = next(iter(self.models))
         self.square = 256 if tiny else 8192
         self.megabytes = 8 if tiny else 4096
@@ -73,9 +71,8 @@ def random_model(params, dtype, seed=0):
         arrays[name] = (
             jnp.ones(shape, dtype) if len(shape) == 1 else make(next(keys), shape) * jnp.asarray(scale, dtype)
         )
-    layer = lambda i: lab.LayerWeights(*(arrays[f"layers.{i}.{MODULE[f]}.weight"] for f in lab.LayerWeights._fields))
     embeddings = arrays["tok_embeddings.weight"]  # tied, as in 1B and 3B
-    layers = tuple(layer(i) for i in range(config.n_layers))
+    layers = tuple(take_layer(arrays, i) for i in range(config.n_layers))
     weights = lab.XfmrWeights(embeddings, arrays["norm.weight"], embeddings, layers)
     return lab.Model(config, weights, None, Path("random"))
 

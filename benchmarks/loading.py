@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from llama_models.sku_list import resolve_model
 
 import entropix_lab as lab
 
-PARAMS = dict(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, vocab_size=128256, multiple_of=256)
-PARAMS |= dict(ffn_dim_multiplier=1.5, norm_eps=1e-5, rope_theta=500000.0, use_scaled_rope=True)
+PARAMS = resolve_model("Llama3.2-1B").arch_args
 SOURCES = ("bfloat16", "float16", "float32")
 
 

@@ -30,9 +30,15 @@ def find_checkpoint(name) -> Path:
 
 
 def reader_of(folder):
-    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and read_tensors,
-    and in read_parts."""
+    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and read_parts."""
     return safetensors if (folder / "config.json").is_file() and not _is_official(folder) else meta
+
+
+def read_tensors(folder, config, *report):
+    """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder of either format: copy what you
+    keep. report: as read_parts takes it."""
+    for name, shape, read in reader_of(folder).read_parts(folder, config, *report):
+        yield name, read((slice(None),) * len(shape))
 
 
 def _is_official(folder) -> bool:

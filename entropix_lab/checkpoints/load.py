@@ -13,7 +13,7 @@ from ..compiler import use_compilation_cache
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
 from ..llama.prompts import to_numpy
-from ..llama.weights import MODULE, LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights, fused
+from ..llama.weights import LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights, fused, on_one_cpu, take_layer
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
 from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
@@ -131,11 +131,6 @@ def read_tokenizer(folder, config) -> Tokenizer | None:
     return tokenizer
 
 
-def read_tensors(folder, config: LlamaConfig):
-    """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder of either format."""
-    return reader_of(folder).read_tensors(folder, config)
-
-
 def _read_weights(folder, config, dtype, mesh, for_generation=False):
     unread = ()
     if mesh is not None:
@@ -162,12 +157,10 @@ def _read_weights(folder, config, dtype, mesh, for_generation=False):
             arrays[name] = jax.make_array_from_callback(shape, place, part).block_until_ready()
         embeddings = parts if name == "tok_embeddings.weight" else embeddings
     kind = LayerWeights if mesh is None else SplitLayerWeights
-    layer = lambda i: kind(**{f: arrays.pop(f"layers.{i}.{MODULE[f]}.weight") for f in kind._fields})
     # layer by layer, so that no more than one is there in two forms
-    one_cpu = mesh is None and jax.default_backend() == "cpu"
-    form = fused if for_generation and one_cpu else lambda w: w
+    form = fused if for_generation and on_one_cpu(arrays["norm.weight"]) else lambda w: w
     outer = (arrays[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
-    weights = XfmrWeights(*outer, tuple(form(layer(i)) for i in range(config.n_layers)))
+    weights = XfmrWeights(*outer, tuple(form(take_layer(arrays, i, kind)) for i in range(config.n_layers)))
     return decode_weights(weights) if for_generation else weights
 
 

@@ -159,12 +159,6 @@ def _read_part(folder, name, shards, report, index):
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=dim)
 
 
-def read_tensors(folder, config: LlamaConfig, report=_raise):
-    """Yield (name, host array) for every tensor of a folder, whole, as read_parts does: copy what you keep."""
-    for name, shape, read in read_parts(folder, config, report):
-        yield name, read((slice(None),) * len(shape))
-
-
 def _check_finite(file, name, array, report):
     # What is not finite has the largest bit patterns of its sign: the greatest of them as signed and as unsigned whole
     # numbers are found at the speed of memory, without an array of their size.

@@ -262,10 +262,3 @@ def _read_part(file, name, tensor, head_dim, report, index):
     part = _as_numpy(tensor)[index]
     _check_finite(file, hugging_face_name(name), part, report)
     return part if head_dim is None else rows_to_pairs(part, head_dim)
-
-
-def read_tensors(folder, config: LlamaConfig, report=_raise):
-    """Yield (Meta's name, host array in Meta's layout) for every tensor of a Hugging Face folder: copy what you
-    keep."""
-    for name, shape, read in read_parts(folder, config, report):
-        yield name, read((slice(None),) * len(shape))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..llama.config import CheckpointError
-from .find import find_checkpoint, reader_of
+from .find import find_checkpoint, read_tensors, reader_of
 from .load import read_tokenizer
 from .sums import check_sum, known_sums
 from .tokenizer import why_no_tokenizer
@@ -78,15 +78,15 @@ def verify(name) -> Verification:
     reader = reader_of(folder)
     config = row("configuration", lambda: (str(c := reader.read_config(folder)).partition("(")[2][:-1], c))
     if config is not None:
-        row("tensors", lambda: (_tensors(reader, folder, config, rows), None))
+        row("tensors", lambda: (_tensors(folder, config, rows), None))
         row("tokenizer", lambda: _tokenizer(folder, config))
     return Verification(str(folder), tuple(rows))
 
 
-def _tensors(reader, folder, config, rows) -> str:
+def _tensors(folder, config, rows) -> str:
     report = lambda error: rows.append(Row("tensor", "", str(error)))
     count, dtypes, bad = 0, set(), len(rows)
-    for _, array in reader.read_tensors(folder, config, report):
+    for _, array in read_tensors(folder, config, report):
         count, dtypes = count + 1, dtypes | {str(np.dtype(array.dtype))}
     return (
         f"{count} of the right shapes, {', '.join(sorted(dtypes))}, {'all' if len(rows) == bad else 'not all'} finite"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.config import LlamaConfig
-from ..llama.weights import MODULE, LayerWeights, XfmrWeights
+from ..llama.weights import XfmrWeights, take_layer
 from . import static
 
 FOLDER = Path(__file__).parents[2] / "tests" / "golden"
@@ -35,9 +35,8 @@ def random_model(dtype="float32") -> RandomModel:
     z = figures("model")
     stored = {k.split(":")[1]: z[k] for k in z.files if k.startswith("w_bf16bits:")}
     w = {name: jnp.asarray(bits.view(jnp.bfloat16)).astype(dtype) for name, bits in stored.items()}
-    layer = lambda i: LayerWeights(**{f: w[f"layers.{i}.{MODULE[f]}.weight"] for f in LayerWeights._fields})
     outer = (w[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
-    return RandomModel(CONFIG, XfmrWeights(*outer, (layer(0), layer(1))))
+    return RandomModel(CONFIG, XfmrWeights(*outer, (take_layer(w, 0), take_layer(w, 1))))
 
 
 def logits(revision):

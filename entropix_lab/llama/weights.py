@@ -111,8 +111,7 @@ def decode_weights(weights: XfmrWeights) -> XfmrWeights | DecodeWeights:
     weights become float32 copies, because XLA's products of bfloat16 are many times slower there; the forward rounds
     each result, so the numbers stay those of bfloat16. Costs a copy of all matrices, the output's included.
     """
-    one_cpu = [device.platform for device in weights.norm.devices()] == ["cpu"]
-    if isinstance(weights, DecodeWeights) or not one_cpu:
+    if isinstance(weights, DecodeWeights) or not on_one_cpu(weights.norm):
         return weights
     layers = tuple(map(fused, weights.layer_weights))
     return DecodeWeights(weights.tok_embeddings, weights.norm, _turned(weights.output), layers)
@@ -145,6 +144,16 @@ def _turned(*matrices):
 def nbytes(weights) -> int:
     """Bytes of a pytree of arrays, each array counted once however often it occurs."""
     return sum(x.nbytes for x in {id(x): x for x in jax.tree.leaves(weights)}.values())
+
+
+def take_layer(arrays: dict, i: int, kind=LayerWeights):
+    """Layer i as a kind of LayerWeights, its arrays taken out of a dict by the names that they have in the file."""
+    return kind(**{f: arrays.pop(f"layers.{i}.{MODULE[f]}.weight") for f in kind._fields})
+
+
+def on_one_cpu(x) -> bool:
+    """Whether an array lies on a single CPU, for which the fused form is made."""
+    return [device.platform for device in x.devices()] == ["cpu"]
 
 
 def by_name(weights: XfmrWeights | DecodeWeights) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 
 from ..checkpoints import safetensors
-from ..checkpoints.find import find_checkpoint, reader_of
+from ..checkpoints.find import find_checkpoint, read_tensors, reader_of
 from ..checkpoints.safetensors import NAMES, config_json, config_of, hugging_face_name, to_halves
 from ..llama.config import dtype_name
 
@@ -58,7 +58,7 @@ def load_hugging_face(path, dtype="float32", attn_implementation="eager"):
         finally:
             if bars:
                 logging.enable_progress_bar()
-    tensors = dict(reader.read_tensors(folder, config))
+    tensors = dict(read_tensors(folder, config))
     tied = np.array_equal(tensors["output.weight"], tensors["tok_embeddings.weight"])
     theirs = LlamaConfig(**config_json(config, tied), attn_implementation=attn_implementation)
     with torch.device("meta"):

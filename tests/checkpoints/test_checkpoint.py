@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import entropix_lab as lab
-from entropix_lab.checkpoints import demo, find, meta, sums, write
+from entropix_lab.checkpoints import demo, find, sums, write
 from entropix_lab.checkpoints.write import TINY
 from entropix_lab.llama.config import dtype_name
 
 
 def tensors_of(folder):
-    return dict(meta.read_tensors(folder, lab.load_config(folder)))
+    return dict(find.read_tensors(folder, lab.load_config(folder)))
 
 
 def rewrite(folder, change):

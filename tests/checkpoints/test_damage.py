@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import entropix_lab as lab
-from entropix_lab.checkpoints import meta, sums, write
+from entropix_lab.checkpoints import find, sums, write
 from entropix_lab.checkpoints.safetensors import config_json, hugging_face_name, to_halves
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 80))  # of each kind of folder; more with MUTATIONS=300
@@ -34,7 +34,7 @@ def hugging_face(folder, official):
     config = lab.load_config(official)
     folder.mkdir(parents=True)
     tensors = {}
-    for name, array in meta.read_tensors(official, config):
+    for name, array in find.read_tensors(official, config):
         tensor = torch.from_numpy(array.copy())
         if name.endswith(("wq.weight", "wk.weight")):
             tensor = to_halves(tensor, config.head_dim)

@@ -90,8 +90,7 @@ def test_bits_of_the_file(written, dtype):
 
 
 def meta_tensors(folder):
-    reader = find.reader_of(folder)
-    return reader.read_tensors(folder, reader.read_config(folder))
+    return find.read_tensors(folder, lab.load_config(folder))
 
 
 @pytest.mark.parametrize(("dtype", "tied"), [("float32", True), ("bfloat16", False)])
