@@ -41,6 +41,17 @@ def tiny_checkpoint(tmp_path_factory):
     return make
 
 
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def tiny(request, tiny_checkpoint):
+    """A tiny random model in either dtype; tiny32 in float32 alone."""
+    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny32(tiny_checkpoint):
+    return lab.load_model(tiny_checkpoint(tied=False))
+
+
 @pytest.fixture(scope="session")
 def demo():
     return lab.load_model(DEMO_MODEL)

@@ -194,16 +194,6 @@ class TestAttention:
         assert metrics["attention_sink"].min() == 1 and metrics["score_magnitude"][0, 0, 0] == 3
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def tiny(request, tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
-
-
-@pytest.fixture(scope="module")
-def tiny32(tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(tied=False))
-
-
 def tokens_for(model, B, T, seed=0):
     return np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)).astype(np.int32)
 

@@ -11,16 +11,6 @@ from entropix_lab.entropy.interventions import writer
 PROMPT = [5, 17, 3, 99, 44, 7, 21]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def tiny(request, tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
-
-
-@pytest.fixture(scope="module")
-def tiny32(tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(tied=False))
-
-
 def forward(model, tokens, tap):
     tokens = np.atleast_2d(np.asarray(tokens, np.int32))
     cache = lab.KVCache.new(model.config, len(tokens), tokens.shape[1], model.dtype)

@@ -29,16 +29,6 @@ class Draw:
         return token, state + 1, {"step": state, "entropy": metrics["entropy"]}
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def tiny(request, tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(request.param, tied=False), request.param)
-
-
-@pytest.fixture(scope="module")
-def tiny32(tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(tied=False))
-
-
 def same(a, b):
     """Equal tokens, or a first difference where the two best were tied."""
     differ = np.flatnonzero(a.tokens != b.tokens)
