@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..llama.model import KVCache, block, head, no_tap, positions_and_mask, recorder, xfmr
+from ..llama.model import KVCache, block, by_query_head, head, no_tap, positions_and_mask, recorder, xfmr
 from .metrics import attention_metrics, collector, trace_metrics
 from .trace import Trace, new_trace
 
@@ -126,7 +126,7 @@ def writer(changes: dict, keep=(), kept=None, then=no_tap):
     """A tap for ``xfmr`` that makes the changes, puts what keep names into kept, and calls the tap then."""
 
     def tap(name, x):
-        shown = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
+        shown = by_query_head(x)
         if name in changes:
             new = changes[name](shown)
             found, wanted = (f"{getattr(y, 'dtype', type(y).__name__)} {list(np.shape(y))}" for y in (new, shown))
@@ -143,7 +143,7 @@ def writer(changes: dict, keep=(), kept=None, then=no_tap):
 
 @jax.jit
 def _metrics(logits, tokens):
-    return trace_metrics(None, None, logits, tokens, {"stream": []}, lens=False)
+    return trace_metrics(None, None, logits, tokens, {}, lens=False)
 
 
 def _of_row(model, tokens, arrays, trace, kept):

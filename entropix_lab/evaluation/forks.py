@@ -4,13 +4,12 @@ finished greedily: where the verdict flips, the answer was decided."""
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..generation.branching import Lanes
 from ..generation.generate import generate
 from ..sampling.draw import likeliest
-from ..sampling.plain import greedy
+from ..sampling.plain import Greedy, greedy
 from .calibration import auroc
 from .runs import SYSTEM, chat_prompts
 from .statistics import by_task
@@ -21,16 +20,14 @@ PREDICTORS = ("entropy", "varentropy", "margin", "top-1")
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Watched:
+class Watched(Greedy):
     """The greedy sampler, which reports entropy (nats), varentropy (nats^2) and the second choice."""
 
-    def init(self, batch):
-        return ()
-
     def __call__(self, logits, metrics, state, keys):
+        token, state, _ = super().__call__(logits, metrics, state, keys)
         _, ids = likeliest(logits, 2)
         report = {name: metrics[name] for name in ("entropy", "varentropy")}
-        return jnp.argmax(logits, -1).astype(jnp.int32), state, report | {"second": ids[:, 1]}
+        return token, state, report | {"second": ids[:, 1]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -193,6 +193,11 @@ def xfmr_with_taps(weights, config, tokens, start_pos, cache):
     return logits, cache, taps
 
 
+def by_query_head(x):
+    """A tapped value as others see it: scores and probs [B,K,G,T,S] as [B,N,T,S], everything else as it is."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x
+
+
 def recorder():
     """(taps, tap): an empty OrderedDict, and a tap that fills it and raises ValueError on a name it has already."""
     taps = OrderedDict()
@@ -200,7 +205,7 @@ def recorder():
     def record(name, x):
         if name in taps:
             raise ValueError(f"two values are tapped under the name {name!r}")
-        taps[name] = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
+        taps[name] = by_query_head(x)
         return x
 
     return taps, record
