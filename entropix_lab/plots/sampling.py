@@ -47,12 +47,10 @@ def accuracy_against_surprisal(runs, plain):
             zorder=2 if name in plain else 3,
             label=None if name in plain else name,
         )
-        if name in plain:
-            below = plain.index(name) % 2 == 0  # neighbours' names at different ends of their intervals
-            at, shift, va = (low, -4, "top") if below else (high, 4, "bottom")
-            ax.annotate(
-                name, (x, at), (0, shift), textcoords="offset points", color=BLUE, fontsize=8.5, ha="center", va=va
-            )
+        if name in plain:  # below all intervals, neighbours' names at two heights
+            place, height = dict(color=BLUE, fontsize=8.5, ha="center"), 0.02 + 0.05 * (plain.index(name) % 2)
+            ax.plot([x, x], [0, low], color=BLUE, lw=0.6, ls=":", zorder=1)
+            ax.annotate(name, (x, height), xycoords=("data", "axes fraction"), backgroundcolor="white", **place)
     ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
     ax.minorticks_off()
@@ -75,7 +73,7 @@ def differences(comparisons):
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="difference of accuracy")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.35 / len(comparisons)))
+    fig.legend(loc="outside lower center")
     return ax
 
 
