@@ -41,8 +41,11 @@ def brief(tests) -> str:
         bounds = (
             f"gains above {max(0, *(c.high for c in rest)):.3f} and losses above {max(0, *(-c.low for c in rest)):.3f}"
         )
-        others = f"the other {len(rest)}" if parts else f"any of {len(rest)}" if len(rest) > 1 else next(iter(tests))
-        parts.append(f"no difference is found for {others} ({bounds} are excluded for each)")
+        names = [name for name, c in tests.items() if c.p >= 0.05]
+        others = names[0] if len(rest) == 1 else f"the other {len(rest)}" if parts else f"any of {len(rest)}"
+        parts.append(
+            f"no difference is found for {others} ({bounds} are excluded{' for each' if len(rest) > 1 else ''})"
+        )
     return "; ".join(parts) + "."
 
 
