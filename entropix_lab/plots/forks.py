@@ -8,6 +8,7 @@ from ..evaluation.statistics import by_task, interval
 from .entropy import _label
 from .style import figure, styled
 
+DPI = 86  # eleven figures in one notebook, whose pictures are committed
 LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
 LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
 
@@ -15,7 +16,7 @@ LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
 @styled
 def rates_by_kind(rates, low=0.2, high=0.8):
     """How often the tasks of each kind are passed, {kind: (rate, low, high)}; grey: from `low` to `high`."""
-    fig, ax = figure(figsize=(8, 2.8))
+    fig, ax = figure(figsize=(8, 2.8), dpi=DPI)
     ax.axhspan(low, high, color="0.93", zorder=0)
     for x, (rate, *ends) in enumerate(rates.values()):
         colour, marker = (BLUE, "o") if low <= rate <= high else (RED, "s")
@@ -31,7 +32,7 @@ def tuning_curves(tried, chosen, test):
     over tasks, the chosen setting filled; and where a setting was run on the test's tasks, its accuracy there.
 
     tried: {sampler: {setting: Tallied}}; chosen: {sampler: setting}; test: {sampler: {setting: Tallied}}."""
-    fig, axes = figure(1, len(tried), figsize=(11, 3), sharey=True)
+    fig, axes = figure(1, len(tried), figsize=(11, 3), sharey=True, dpi=DPI)
     for ax, (name, runs) in zip(axes, tried.items(), strict=True):
         for x, (setting, run) in enumerate(runs.items()):
             y, (low, high) = run.accuracy.mean(), interval(run.accuracy)
@@ -54,7 +55,7 @@ def flip_rate(rows, bins=10):
     """Left: the share of forks that flip the verdict, by tenths of each score (equally many tokens to a bin), the
     entropy's with 95 % intervals over tasks. Right: the share of all flips that is found when a budget is spent on the
     tokens with the largest scores; black: the flips first, and tokens at random."""
-    fig, (left, right) = figure(1, 2, figsize=(10, 3.5))
+    fig, (left, right) = figure(1, 2, figsize=(10, 3.5), dpi=DPI)
     flips = np.concatenate([row["flips"] for row in rows])
     for name in PREDICTORS:
         colour, style, marker = LOOK[name]
@@ -90,7 +91,7 @@ def auroc_table(columns):
     """AUROCs with 95 % intervals: {title: {name: (value, low, high)}}, a panel to each title; 0.5 is chance."""
     names = list(next(iter(columns.values())))
     size = (3.4 * len(columns) + 1.5, 0.32 * len(names) + 1)
-    fig, axes = figure(1, len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
+    fig, axes = figure(1, len(columns), figsize=size, sharex=True, sharey=True, squeeze=False, dpi=DPI)
     for ax, (title, table) in zip(axes[0], columns.items(), strict=True):
         for y, (value, low, high) in enumerate(table[name] for name in names):
             ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=BLUE, capsize=3)
@@ -104,7 +105,7 @@ def auroc_table(columns):
 @styled
 def forked_answer(row):
     """One answer: entropy before each token, the token and below it its second choice; red where that flips."""
-    fig, ax = figure(figsize=(10, 2.8))
+    fig, ax = figure(figsize=(10, 2.8), dpi=DPI)
     at, flips = np.arange(len(row["flips"])), np.array(row["flips"], bool)
     for of, colour, label in ((~flips, "0.7", "the verdict stays"), (flips, RED, "the verdict flips")):
         ax.bar(at[of], np.array(row["entropy"])[of], color=colour, width=0.7, label=label)

@@ -28,7 +28,7 @@ def accuracy_against_surprisal(runs, plain):
     """Accuracy of sampler runs (a dict of Tallied), with 95 % intervals over tasks, against the mean surprisal of what
     they drew. The names in `plain` are one sampler at several temperatures: a line, against which the others are read.
     """
-    fig, ax = figure(figsize=(8, 4))
+    fig, ax = figure(figsize=(8, 4), dpi=86)
     colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"])
     markers = iter("os^DvPX*")
     line = [(runs[name].mean_surprisal, runs[name].accuracy.mean()) for name in plain]
@@ -61,7 +61,7 @@ def accuracy_against_surprisal(runs, plain):
 @styled
 def differences(comparisons):
     """A dict of evaluation.Paired as points with 95 % intervals; the grey bars are what this size cannot detect."""
-    fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2))
+    fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2), dpi=86)
     for i, c in enumerate(comparisons.values()):
         label = "detectable in fewer than four cases of five" if i == 0 else None
         ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
@@ -80,7 +80,7 @@ def differences(comparisons):
 @styled
 def accuracy_by_slope(runs):
     """Accuracy of {slope: Tallied} with 95 % intervals over tasks, and beside it the surprisal that was to be equal."""
-    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), sharex=True)
+    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=86, sharex=True)
     slopes = sorted(runs)
     accuracy = np.array([runs[s].accuracy.mean() for s in slopes])
     low, high = np.array([interval(runs[s].accuracy) for s in slopes]).T

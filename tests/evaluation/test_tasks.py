@@ -64,6 +64,13 @@ def test_gsm8k_and_bad_lines(tmp_path):
     file.write_text(json.dumps(line) + "\n\n")
     (task,) = load_tasks(file)
     assert task == Task("How many?", "1,030", "number", "gsm8k") and task.passes("That makes 1030.")
+    trays = [
+        {"question": f"How many rolls are on {n} trays of 7?", "answer": f"{n} * 7.\n#### {7 * n}"} for n in range(14)
+    ]
+    file.write_text("".join(json.dumps(tray) + "\n" for tray in trays))
+    test, tuning = split(9, file=file)
+    assert len(test + tuning) == 14 and {task.kind for task in test + tuning} == {"gsm8k"}
+    assert all(task.passes(f"So it is {7 * int(task.prompt.split()[5])} rolls") for task in test + tuning)
     for bad in (
         "{",
         '{"prompt": "p"}',
