@@ -5,8 +5,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 
 from ..colours import BLUE, GREEN, ORANGE, PURPLE, RED
-from .entropy import _label, trace_of
-from .style import figure, styled
+from .entropy import trace_of
+from .style import figure, styled, token_label
 
 
 @styled
@@ -33,7 +33,7 @@ def attention_entropy(gen):
 def attention_positions(live, measured: dict, relative: dict):
     """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
     each value the mean of 15 neighbours."""
-    fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
+    fig, axes = figure(1, 2, figsize=(10, 3.4), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
     for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
@@ -67,8 +67,8 @@ def attention_map(probs, labels):
         ax.set_title(f"head {i}")
         ax.set_xticks(range(T), labels, rotation=90, fontsize=8)
         ax.set_yticks(range(T), labels, fontsize=8)
-    fig.supxlabel("attended token")
-    fig.supylabel("token that attends")
+    fig.supxlabel("attended token", fontsize=10)
+    fig.supylabel("token that attends", fontsize=10)
     fig.colorbar(image, ax=axes, label="probability", shrink=0.7)
     return axes
 
@@ -99,8 +99,8 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads")
     past = np.ma.masked_where(~np.tri(T, dtype=bool), probs[layer, head, :, :T])
     image = one.imshow(past, norm=norm, cmap="cividis")
-    one.set_xticks(range(T), map(_label, pieces), rotation=90, fontsize=7)
-    one.set_yticks(range(T), map(_label, pieces), fontsize=7)
+    one.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
+    one.set_yticks(range(T), map(token_label, pieces), fontsize=7)
     name = names.get((layer, head))
     one.set(xlabel="attended token", title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""))
     for ax in axes:
