@@ -36,7 +36,7 @@ def attention_positions(live, measured: dict, relative: dict):
     each value the mean of 15 neighbours."""
     fig, axes = figure(1, 2, figsize=(10, 3.4), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
-    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
+    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest")):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
             ax.plot(live, _running_mean(values), style, color=colour, lw=1.8, label=name)
         top = 1.3 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend

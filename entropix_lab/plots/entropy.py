@@ -197,7 +197,7 @@ def two_outcomes():
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
     axes[0].axvline(0.5, color="0.5", lw=0.8, ls=":")
-    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.1), ha="center", fontsize=9)
+    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.28), ha="center", fontsize=9)
     axes[0].set(xlabel="probability of the first of two tokens", ylim=(0, 0.85), title="Two tokens")
     axes[0].legend(loc="upper center", ncols=2)
     for k, colour, style in ((1, BLUE, "-"), (10, ORANGE, "--"), (100, GREEN, "-."), (10000, RED, ":")):
