@@ -19,7 +19,6 @@ RUNS = {  # the longest first
     "04_entropy": "-p text 'A short text.' -p n_tokens 512",
     "05_cache": "-p positions '16 64' -p new_tokens 80",
     "06_generate": "-p dtype bfloat16 -p n_prompts 2 -p n_tokens 3",
-    "02_forward": "-p prompt 'A cat' -p layer 0 -p token 1",
     "09_faults": "-p live '[\"F04\"]' -p small_live F10 -p correct C01 -p text 'A short text.'",
 }
 
