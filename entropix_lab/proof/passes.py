@@ -169,42 +169,47 @@ class Pass:
         self.stranger = stranger
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
         self.cache = None  # keys and values [B,T,K,H] of the last layer that was run
+        self.form = (), None  # of the last layer that was run, as it came and in the variant's form
 
     def layer(self, w, x, theirs, forced):
         """One layer on the stream x [B,T,D] -> (the stream after it, {op: tap}). forced: every op then reads theirs,
         {op: tap}, where there is one."""
-        forced = jnp.full(len(x) * self.variant.copies, forced)
+        unlike = self.stranger or self.variant.copies > 1
+        if unlike:
+            x, theirs = _batch((x, theirs), self.variant.copies, self.stranger)
+        forced, start = np.full(len(x), forced), lambda at: np.tile(at, self.variant.copies)
         if self.stranger:
-            x, forced = jnp.concatenate([x[:1, ::-1] / 2, x]), jnp.pad(forced, (1, 0))
-            theirs = {op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in theirs.items()}
-        elif self.variant.copies > 1:
-            x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * self.variant.copies), (x, theirs))
+            forced[0], start = False, lambda at: np.append(np.maximum(at[:1] - 1, 0), at)
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
-        keys = values = jnp.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
-        w, taps = self.variant.form(w), {}
-        for start, length in self.plan:
-            start = np.tile(start, self.variant.copies)
-            start = jnp.asarray(np.append(np.maximum(start[:1] - 1, 0), start) if self.stranger else start)
+        keys = values = np.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
+        w, taps = self._formed(w), {}
+        for at, length in self.plan:
             whole, pieces = length == self.T, {"stream": x, **theirs}
-            pieces = pieces if whole else _cut(pieces, start, length)
+            pieces = pieces if whole else _cut(pieces, start(at), length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
             piece, keys, values, found = gathered(
                 self.programs.layer(
-                    w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+                    w, self.config, piece, start(at), keys, values, read, forced, around=self.variant.around
                 )
             )
             found["stream"] = piece
-            taps = found if whole else _put(taps, found, start, self.T)
-        out = taps.pop("stream")
-        self.cache = keys[-self.B :], values[-self.B :]
-        return out[-self.B :], {op: a[-self.B :] for op, a in taps.items()}
+            taps = found if whole else _put(taps, found, start(at), self.T)
+        keys, values, taps = _last_rows((keys, values, taps), self.B) if unlike else (keys, values, taps)
+        self.cache = keys, values
+        return taps.pop("stream"), taps
+
+    def _formed(self, w):
+        """The variant's form of a layer, made once for all views."""
+        if len(w) != len(self.form[0]) or any(a is not b for a, b in zip(w, self.form[0], strict=True)):
+            self.form = w, self.variant.form(w)
+        return self.form[1]
 
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
         weights = weights._replace(tok_embeddings=None, layer_weights=())
         weights = weights if self.variant is AS_IT_IS else widened(weights)
-        forced = jnp.full(len(x), forced)
+        forced = np.full(len(x), forced)
         return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
 
 
@@ -238,6 +243,23 @@ class Truth:
 def _token_axis(op):
     """Where the tokens lie in one row of a tap."""
     return 1 if op.endswith((".scores", ".probs")) else 0
+
+
+# one dispatch to a group of taps, not one to each
+@partial(jax.jit, static_argnames=("copies", "stranger"))
+def _batch(stream_and_taps, copies, stranger):
+    """The rows several times, or after an unrelated one, of which no tap is read."""
+    if not stranger:
+        return jax.tree.map(lambda a: jnp.concatenate([a] * copies), stream_and_taps)
+    x, taps = stream_and_taps
+    return jnp.concatenate([x[:1, ::-1] / 2, x]), {
+        op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in taps.items()
+    }
+
+
+@partial(jax.jit, static_argnames="rows")
+def _last_rows(tree, rows):
+    return jax.tree.map(lambda a: a[-rows:], tree)
 
 
 @partial(jax.jit, static_argnames="length")
