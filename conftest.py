@@ -24,9 +24,15 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_programs_of_others():
-    """A process that keeps every program of a whole run was seen to crash in the compiler."""
+def in_haste(request):
+    """Most of the time goes into compiling programs that run once: the same fusions, but machine code that is less
+    polished, except where a file is about the programs that users run (pytestmark = pytest.mark.optimized).
+
+    A process that keeps every program of a whole run was seen to crash in the compiler."""
+    optimized = request.node.get_closest_marker("optimized")
+    jax.config.update("jax_disable_most_optimizations", optimized is None)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

@@ -13,6 +13,8 @@ import entropix_lab as lab
 from entropix_lab.proof.measure import relative_error
 from entropix_lab.proof.passes import our_taps
 
+pytestmark = pytest.mark.optimized
+
 HEADS = {"MHA": (4, 4), "GQA": (4, 2), "MQA": (4, 1), "GQA, odd scale": (2, 1)}  # head_dim 16, 16, 16, 32
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 11))
 
@@ -115,10 +117,10 @@ def test_get_local_llama_logits(tiny_checkpoint):
     assert np.allclose(logits, lab.load_reference(folder).logits(TOKENS[:1]))
 
 
-def test_the_jitted_programs_do_not_depend_on_the_default_precision(demo, demo_reference):
-    tokens = demo.encode("Rounding, and nothing else.")
+def test_the_jitted_programs_do_not_depend_on_the_default_precision(tiny_checkpoint):
+    folder = tiny_checkpoint()
     with jax.default_matmul_precision("bfloat16"):
-        assert lab.compare(demo, demo_reference, tokens).passed
+        assert lab.compare(lab.load_model(folder), lab.load_reference(folder), TOKENS).passed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
