@@ -7,7 +7,6 @@ import contextlib
 import functools
 import inspect
 import types
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from ..llama import weights as weights_module
 from ..llama.model import KVCache, check_inputs, xfmr_with_taps
 from ..llama.sharding import gathered
 from . import truth
+from .pieces import batch_of, cut, last_rows, put
 from .taps import OUTER_OPS, tap_names
 from .variants import AS_IT_IS, widened
 
@@ -150,9 +150,9 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     cache = KVCache.new(model.config, B, 2 * max(T, 128) if plan else T, model.dtype)
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
-        piece = _cut({"tokens": tokens}, start, length)["tokens"]
+        piece = cut({"tokens": tokens}, start, length)["tokens"]
         found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
-        taps = found if length == T else _put(taps, found, start, T)
+        taps = found if length == T else put(taps, found, start, T)
     return taps, jax.tree.map(lambda x: x[:, :T], cache)
 
 
@@ -176,7 +176,7 @@ class Pass:
         {op: tap}, where there is one."""
         unlike = self.stranger or self.variant.copies > 1
         if unlike:
-            x, theirs = _batch((x, theirs), self.variant.copies, self.stranger)
+            x, theirs = batch_of((x, theirs), self.variant.copies, self.stranger)
         forced, start = np.full(len(x), forced), lambda at: np.tile(at, self.variant.copies)
         if self.stranger:
             forced[0], start = False, lambda at: np.append(np.maximum(at[:1] - 1, 0), at)
@@ -186,7 +186,7 @@ class Pass:
         w, taps = self._formed(w), {}
         for at, length in self.plan:
             whole, pieces = length == self.T, {"stream": x, **theirs}
-            pieces = pieces if whole else _cut(pieces, start(at), length)
+            pieces = pieces if whole else cut(pieces, start(at), length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
             piece, keys, values, found = gathered(
                 self.programs.layer(
@@ -194,8 +194,8 @@ class Pass:
                 )
             )
             found["stream"] = piece
-            taps = found if whole else _put(taps, found, start(at), self.T)
-        keys, values, taps = _last_rows((keys, values, taps), self.B) if unlike else (keys, values, taps)
+            taps = found if whole else put(taps, found, start(at), self.T)
+        keys, values, taps = last_rows((keys, values, taps), self.B) if unlike else (keys, values, taps)
         self.cache = keys, values
         return taps.pop("stream"), taps
 
@@ -236,50 +236,8 @@ class Truth:
         # theirs is read in the last rows, those of the op view
         views = sorted(streams, key=lambda view: view == "op")
         out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
-        cut = lambda a, i: a[i * B : (i + 1) * B]
-        return {view: (cut(out, i), {op: cut(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
-
-
-def _token_axis(op):
-    """Where the tokens lie in one row of a tap."""
-    return 1 if op.endswith((".scores", ".probs")) else 0
-
-
-# one dispatch to a group of taps, not one to each
-@partial(jax.jit, static_argnames=("copies", "stranger"))
-def _batch(stream_and_taps, copies, stranger):
-    """The rows several times, or after an unrelated one, of which no tap is read."""
-    if not stranger:
-        return jax.tree.map(lambda a: jnp.concatenate([a] * copies), stream_and_taps)
-    x, taps = stream_and_taps
-    return jnp.concatenate([x[:1, ::-1] / 2, x]), {
-        op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in taps.items()
-    }
-
-
-@partial(jax.jit, static_argnames="rows")
-def _last_rows(tree, rows):
-    return jax.tree.map(lambda a: a[-rows:], tree)
-
-
-@partial(jax.jit, static_argnames="length")
-def _cut(taps, start, length):
-    """length tokens of every tap, from start [B] on."""
-    cut = lambda op: lambda a, s: jax.lax.dynamic_slice_in_dim(a, s, length, _token_axis(op))
-    return {op: jax.vmap(cut(op))(a, start) for op, a in taps.items()}
-
-
-@partial(jax.jit, static_argnames="T")
-def _put(taps, pieces, start, T):
-    """The taps of T tokens with those of a piece at start [B]."""
-
-    def put(op, piece):
-        shape, axis = list(piece.shape), _token_axis(op)
-        shape[axis + 1] = T
-        old = taps[op] if taps else jnp.zeros(shape, piece.dtype)
-        return jax.vmap(lambda o, p, s: jax.lax.dynamic_update_slice_in_dim(o, p, s, axis))(old, piece, start)
-
-    return {op: put(op, piece) for op, piece in pieces.items()}
+        of = lambda a, i: a[i * B : (i + 1) * B]
+        return {view: (of(out, i), {op: of(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
 
 
 def our_taps(model, tokens) -> "dict[str, np.ndarray]":
