@@ -17,6 +17,7 @@ from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
 from ..llama.model import KVCache, check_inputs, xfmr_with_taps
+from ..llama.prefill import resized
 from ..llama.sharding import gathered
 from . import truth
 from .pieces import batch_of, cut, last_rows, put
@@ -108,7 +109,7 @@ class Programs:
         def layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, around=()):
             with standing(), replaced(_wrapped(around)):
                 taps, tap = _observer(theirs, forced)
-                freqs_cis, mask = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
+                freqs_cis, mask = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[-1], x.dtype)
                 x, keys, values = forward.block(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap)
                 return tap("", x), keys, values, taps
 
@@ -134,6 +135,11 @@ class Programs:
         self.layer, self.head, self.whole = jit(layer, "around"), jit(head, "around"), jit(whole)
 
 
+def by_token(keys, values):
+    """A layer's keys and values as a KVCache holds them, each as [B,S,K,H]: what is compared goes token by token."""
+    return keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+
+
 INNOCENT = Programs()
 TOGETHER = 1024  # tokens
 
@@ -153,7 +159,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
         piece = cut({"tokens": tokens}, start, length)["tokens"]
         found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
         taps = found if length == T else put(taps, found, start, T)
-    return taps, jax.tree.map(lambda x: x[:, :T], cache)
+    return taps, resized(cache, T)
 
 
 class Pass:
@@ -168,7 +174,7 @@ class Pass:
         self.config, self.variant, self.programs, (self.B, self.T) = config, variant, programs, shape
         self.stranger = stranger
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
-        self.cache = None  # keys and values [B,T,K,H] of the last layer that was run
+        self.cache = None  # keys and values of the last layer that was run, as a KVCache holds them
         self.form = (), None  # of the last layer that was run, as it came and in the variant's form
 
     def layer(self, w, x, theirs, forced):
@@ -182,7 +188,8 @@ class Pass:
             forced[0], start = False, lambda at: np.append(np.maximum(at[:1] - 1, 0), at)
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
-        keys = values = np.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
+        K, H = self.config.n_kv_heads, self.config.head_dim
+        keys, values = (np.full((len(x), K, *shape), unwritten, x.dtype) for shape in ((H, self.T), (self.T, H)))
         w, taps = self._formed(w), {}
         for at, length in self.plan:
             whole, pieces = length == self.T, {"stream": x, **theirs}
