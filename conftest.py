@@ -24,13 +24,12 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def in_haste(request):
-    """Most of the time goes into compiling programs that run once: the same fusions, but machine code that is less
-    polished, except where a file is about the programs that users run (pytestmark = pytest.mark.optimized).
+def programs(request):
+    """A module that is marked in_haste compiles the same fusions to machine code that is less polished: most of its
+    time goes into compiling programs that run once. Not for what is about the programs that users run.
 
     A process that keeps every program of a whole run was seen to crash in the compiler."""
-    optimized = request.node.get_closest_marker("optimized")
-    jax.config.update("jax_disable_most_optimizations", optimized is None)
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("in_haste") is not None)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()

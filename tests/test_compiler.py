@@ -12,8 +12,6 @@ from entropix_lab import compiler
 from entropix_lab.compiler import ELSEWHERE, REPRODUCERS, canary, without_fusions, wrong
 from entropix_lab.llama import model
 
-pytestmark = pytest.mark.optimized
-
 JAXLIB, ON_CPU = jax.lib.__version__, jax.default_backend() == "cpu"
 
 

@@ -12,8 +12,6 @@ from entropix_lab.generation.branching import UntilFork
 from entropix_lab.generation.step import first, read, step
 from entropix_lab.proof.passes import Programs
 
-pytestmark = pytest.mark.optimized
-
 V, D, B, T, S = 128256, 32, 2, 16, 32
 CONFIG = lab.LlamaConfig(D, 2, 4, V, 32, 1e-5, 500000.0, n_kv_heads=2, ffn_dim_multiplier=None, use_scaled_rope=True)
 SAMPLERS = {

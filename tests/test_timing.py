@@ -6,8 +6,6 @@ import entropix_lab as lab
 from entropix_lab import timing
 from entropix_lab.generation import step
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoint):

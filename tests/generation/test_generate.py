@@ -14,6 +14,8 @@ from entropix_lab.llama import prefill
 from entropix_lab.llama.prompts import prompt_rows
 from entropix_lab.sampling import Greedy
 
+pytestmark = pytest.mark.in_haste
+
 PROMPTS = [[5, 17, 3], [9], [44, 1, 2, 3, 99, 100, 7, 8, 21, 30, 31, 32, 33, 34, 35, 36, 37, 2], [9, 9]]
 
 

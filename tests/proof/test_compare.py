@@ -16,6 +16,8 @@ from entropix_lab.proof.measure import relative_error
 from entropix_lab.proof.passes import our_taps
 from entropix_lab.proof.taps import tap_names, tap_shape
 
+pytestmark = pytest.mark.in_haste
+
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 
 

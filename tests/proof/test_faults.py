@@ -9,6 +9,8 @@ import entropix_lab as lab
 from entropix_lab.proof import faults
 from entropix_lab.proof.passes import our_taps
 
+pytestmark = pytest.mark.in_haste
+
 # one row: with several, what is wrong with one alone (F46, F48) would not show, and F47 without the stranger beside it
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 FAULTS = {f.name: f for f in faults.FAULTS}

@@ -13,8 +13,6 @@ import entropix_lab as lab
 from entropix_lab.proof.measure import relative_error
 from entropix_lab.proof.passes import our_taps
 
-pytestmark = pytest.mark.optimized
-
 HEADS = {"MHA": (4, 4), "GQA": (4, 2), "MQA": (4, 1), "GQA, odd scale": (2, 1)}  # head_dim 16, 16, 16, 32
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 11))
 
