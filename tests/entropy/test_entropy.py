@@ -16,6 +16,8 @@ import entropix_lab as lab
 from entropix_lab.entropy import metrics as e
 from entropix_lab.llama.model import transformer
 
+pytestmark = pytest.mark.in_haste
+
 LN2 = math.log(2)
 LLAMA3_VOCABULARY = 128256
 
