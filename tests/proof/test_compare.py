@@ -16,6 +16,8 @@ from entropix_lab.proof.measure import relative_error
 from entropix_lab.proof.passes import our_taps
 from entropix_lab.proof.taps import tap_names, tap_shape
 
+pytestmark = pytest.mark.in_haste
+
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 
 
@@ -251,8 +253,9 @@ def test_taps_from_a_file_and_not_all_of_them(pair, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
-def test_rows_of_different_lengths(pair, mode):
-    model, reference = pair
+def test_rows_of_different_lengths(tiny_checkpoint, mode):
+    folder = tiny_checkpoint()
+    model, reference = lab.load_model(folder), lab.load_reference(folder)
     rows = [TOKENS[0], TOKENS[0, 5:12], TOKENS[0, 3:20]]
     report = lab.compare(model, reference, rows, mode)
     assert report.passed and report.output.positions == 24 + 7 + 17
