@@ -106,13 +106,14 @@ def alone(sizes, point):
     try:
         if not receiver.poll(sizes.left() + GRACE):
             raise TimeoutError("stopped: the time was up")
-        return receiver.recv()
+        result = receiver.recv()
+        process.join(GRACE)
+        return result
     except EOFError:
         process.join()
         raise RuntimeError(f"the process ended with {process.exitcode}") from None
     finally:
         process.kill()
-        process.join()
 
 
 def _send(sender, sizes, point):
