@@ -63,6 +63,8 @@ def check_replaceable(name):
 
 
 def _calling(before, name, function):
+    function = _taking_sums(function) if name == "linear" else function
+
     @functools.wraps(function, updated=())
     def call(*args, **kwargs):
         now = getattr(forward, name)
@@ -73,6 +75,20 @@ def _calling(before, name, function):
             setattr(forward, name, now)
 
     return call
+
+
+def _taking_sums(product):
+    """A product of two arguments as one that takes linear's third: operands are widened to the dtype that the sums are
+    to have, and the result is rounded once, after the devices have added their parts of it."""
+    with contextlib.suppress(TypeError, ValueError):  # it takes no third; it has no signature
+        inspect.signature(product).bind(None, None, None)
+        return product
+
+    @functools.wraps(product, updated=())
+    def linear(x, w, sums=None):
+        return product(x, w) if sums is None else product(x.astype(sums), w.astype(sums)).astype(x.dtype)
+
+    return linear
 
 
 def _observer(theirs, forced):

@@ -45,7 +45,8 @@ def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_bat
         from llama_models.llama3.model import Transformer
 
         transformer = Transformer(ModelArgs(**config.params(), max_seq_len=max_seq_len, max_batch_size=max_batch_size))
-    state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
+    with _beside_jax():
+        state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
     transformer.load_state_dict(state, strict=True, assign=True)
     return Reference(transformer.eval(), config, dtype, device)
 
@@ -76,8 +77,8 @@ class Reference:
             )
         if tokens.min() < 0 or tokens.max() >= args.vocab_size:
             raise ValueError(f"expected token ids below {args.vocab_size}, found {tokens.min()} to {tokens.max()}")
-        ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        with _single_rank():
+        with _beside_jax(), _single_rank():
+            ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
             return self.transformer.forward(ids, start_pos).float().cpu().numpy()
 
     def greedy(self, tokens, max_new_tokens: int) -> np.ndarray:
@@ -167,6 +168,22 @@ def _merge(shards, config):
         return shards[0]
     join = lambda name: torch.cat([s[name] for s in shards], shard_dim(name))
     return {n: shards[0][n] if shard_dim(n) is None else join(n) for n in tensor_shapes(config)}
+
+
+@contextlib.contextmanager
+def _beside_jax():
+    """Where torch finds no memory on a GPU, its error names what JAX takes of it."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            "JAX computes on this GPU too, and takes three quarters of its memory at the start unless "
+            "XLA_PYTHON_CLIENT_PREALLOCATE=false is in the environment by then. entropix_lab sets it where it is "
+            "unset: import it before anything is computed"
+        )
+        raise
 
 
 @contextlib.contextmanager

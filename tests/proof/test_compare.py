@@ -363,6 +363,16 @@ def test_figures_are_drawn(pair):
     plt.close("all")
 
 
+def test_a_full_gpu_names_what_jax_takes_of_it(pair, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pair[1].transformer, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA") as error:
+        pair[1].logits(TOKENS)
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE=false" in error.value.__notes__[0]
+
+
 def test_the_references_greedy_takes_one_prompt_in_either_shape(pair):
     _, reference = pair
     assert np.array_equal(reference.greedy(TOKENS, 4), reference.greedy(TOKENS[0], 4))
