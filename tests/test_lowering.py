@@ -62,8 +62,8 @@ def programs(dtype):
             token = array(B, 1, dtype="int32")
             yield f"{name} {trace}", step, (w, CONFIG, sampler, token, at, cache, state, seeds, 0, trace)
     ours, x, forced = Programs(), array(B, T, D, dtype=dtype), array(B, dtype="bool")
-    keys = cache.k[0]
-    yield "layer", ours.layer, (w.layer_weights[0], CONFIG, x, at, keys, keys, {}, forced)
+    keys, values = cache.k[0], cache.v[0]
+    yield "layer", ours.layer, (w.layer_weights[0], CONFIG, x, at, keys, values, {}, forced)
     yield "head", ours.head, (w, CONFIG, x, {}, forced)
     yield "whole", ours.whole, (w, CONFIG, tokens, at, cache)
 

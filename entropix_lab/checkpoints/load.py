@@ -13,7 +13,16 @@ from ..compiler import use_compilation_cache
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
 from ..llama.prompts import to_numpy
-from ..llama.weights import LayerWeights, SplitLayerWeights, XfmrWeights, decode_weights, fused, on_one_cpu, take_layer
+from ..llama.weights import (
+    LayerWeights,
+    SplitLayerWeights,
+    XfmrWeights,
+    aligned_copies,
+    decode_layer,
+    decode_weights,
+    on_one_cpu,
+    take_layer,
+)
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
 from .tensors import as_torch
@@ -159,7 +168,7 @@ def _read_weights(folder, config, dtype, mesh, for_generation=False):
         embeddings = parts if name == "tok_embeddings.weight" else embeddings
     kind = LayerWeights if mesh is None else SplitLayerWeights
     # layer by layer, so that no more than one is there in two forms
-    form = fused if for_generation and on_one_cpu(arrays["norm.weight"]) else lambda w: w
+    form = decode_layer if for_generation and on_one_cpu(arrays["norm.weight"]) else lambda w: w
     outer = (arrays[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))
     weights = XfmrWeights(*outer, tuple(form(take_layer(arrays, i, kind)) for i in range(config.n_layers)))
     return decode_weights(weights) if for_generation else weights
@@ -175,19 +184,16 @@ def _of_others(folder, mesh) -> list[Path]:
 def _own(array, dtype):
     """array as one of NumPy's in dtype, converted and copied in one pass, never a view of a file that may change.
 
-    NumPy owns the copy and JAX on a CPU refers to it, as it does where memory is aligned to 64 bytes: no second array
-    comes and goes. Those that did stayed in the arenas that malloc gives to each of JAX's threads, and took up to 0.6
-    times the weights.
+    JAX on a CPU refers to the copy: no second array comes and goes. Those that did stayed in the arenas that malloc
+    gives to each of JAX's threads, and took up to 0.6 times the weights.
     """
-    memory = np.empty(array.size * dtype.itemsize + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.size * dtype.itemsize].view(dtype).reshape(array.shape)
-    if array.dtype == np.float16:  # NumPy takes three times as long
-        rows = max(1, 2**15 * len(array) // (array.size + 1))  # so few that torch starts no threads, slow on busy cores
-        for ours, theirs in zip(as_torch(copy).split(rows), as_torch(array).split(rows), strict=True):
-            ours.copy_(theirs)
-    else:
-        copy[...] = array
+    if array.dtype != np.float16:
+        return aligned_copies(array, dtype=dtype)[0]
+    (copy,) = aligned_copies(np.broadcast_to(np.zeros((), dtype), array.shape))
+    # torch takes a third of NumPy's time; of so few rows at once it starts no threads, which are slow on busy cores
+    rows = max(1, 2**15 * len(array) // (array.size + 1))
+    for ours, theirs in zip(as_torch(copy).split(rows), as_torch(array).split(rows), strict=True):
+        ours.copy_(theirs)
     return copy
 
 

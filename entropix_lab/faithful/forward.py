@@ -55,18 +55,18 @@ def weights_laid_out_by_input(x, w):
     return jnp.dot(x, jax.lax.optimization_barrier(w.T)).astype(x.dtype)
 
 
-def cast_to_the_cache(slots, rows, start_pos):
-    return write_rows(slots, rows.astype(slots.dtype), start_pos)
+def cast_to_the_cache(slots, rows, start_pos, axis):
+    return write_rows(slots, rows.astype(slots.dtype), start_pos, axis)
 
 
-def cache_in_bfloat16(slots, rows, start_pos):
+def cache_in_bfloat16(slots, rows, start_pos, axis):
     """What is attended is what a bfloat16 cache holds, from the prompt on."""
-    return _rounded(cast_to_the_cache(slots, rows, start_pos))
+    return _rounded(cast_to_the_cache(slots, rows, start_pos, axis))
 
 
-def cache_in_bfloat16_after_the_prompt(slots, rows, start_pos):
+def cache_in_bfloat16_after_the_prompt(slots, rows, start_pos, axis):
     """The prompt attends its own keys and values; the cache, from which all later tokens read, is bfloat16."""
-    slots = cast_to_the_cache(slots, rows, start_pos)
+    slots = cast_to_the_cache(slots, rows, start_pos, axis)
     return jnp.where(start_pos[:, None, None, None] == 0, slots, _rounded(slots))
 
 
@@ -85,6 +85,7 @@ _EINSUM = (partial(jnp.einsum, "BTNH,BSNH->BNTS"), partial(jnp.einsum, "BNTS,BSN
 def _attend(products, sees, xq, keys, values, mask, tap):
     """``llama.model.attend`` for queries wider than the values; sees(scores, mask) [B,N,T,S]: what takes part."""
     with_keys, with_values = products
+    keys, values = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)  # [B,S,K,H]
     keys, values = (jnp.repeat(x, xq.shape[2] // x.shape[2], axis=2) for x in (keys, values))
     scores = (at_least_float32(with_keys(xq, keys.astype(xq.dtype))) / math.sqrt(xq.shape[3])).astype(xq.dtype)
     scores = tap("scores", jnp.where(sees(scores, mask[:, 0]), scores, -jnp.inf))

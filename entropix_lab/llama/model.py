@@ -21,7 +21,9 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class KVCache(NamedTuple):
-    """Rotated keys and values: n_layers arrays [B,S,K,H] each. Slots not yet written may hold anything finite."""
+    """Rotated keys [B,K,H,S] and values [B,K,S,H], n_layers arrays of each: as the products of attention read them.
+
+    Slots not yet written may hold anything finite."""
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
@@ -31,13 +33,13 @@ class KVCache(NamedTuple):
         """An empty cache with max_seq_len slots to a row, in the dtype in which the forward computes.
 
         device: where, as for jnp.zeros; sharding.of_cache says it for weights on a mesh."""
-        shape = (batch, max_seq_len, config.n_kv_heads, config.head_dim)
-        zeros = lambda: jnp.zeros(shape, dtype_name(dtype), device=device)
-        return cls(*(tuple(zeros() for _ in range(config.n_layers)) for _ in range(2)))
+        B, S, K, H = batch, max_seq_len, config.n_kv_heads, config.head_dim
+        zeros = lambda shape: jnp.zeros(shape, dtype_name(dtype), device=device)
+        return cls(*(tuple(zeros(shape) for _ in range(config.n_layers)) for shape in ((B, K, H, S), (B, K, S, H))))
 
     @property
     def max_seq_len(self) -> int:
-        return self.k[0].shape[1]
+        return self.v[0].shape[2]
 
 
 def at_least_float32(x):
@@ -60,10 +62,17 @@ def rms_norm(x, weight, eps):
     return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps)).astype(x.dtype) * weight
 
 
-def write_rows(slots, rows, start_pos):
-    """slots [B,S,K,H] with rows [B,T,K,H] written from slot start_pos [B] on."""
-    zero = jnp.zeros((), start_pos.dtype)
-    return jax.vmap(lambda s, r, p: jax.lax.dynamic_update_slice(s, r, (p, zero, zero)))(slots, rows, start_pos)
+def write_rows(slots, rows, start_pos, axis):
+    """slots with rows [B,T,K,H] from slot start_pos [B] on. axis: that of the slots, -1 of keys, -2 of values."""
+    T = rows.shape[1]
+    # one token is written twice: to update a single slot XLA on a CPU copies the cache, several it writes in place
+    t = jnp.arange(T) if T > 1 else jnp.zeros(2, int)
+
+    def write(slots, rows, start):
+        at = (..., start + t, *[slice(None)] * (-1 - axis))
+        return slots.at[at].set(jnp.moveaxis(rows[t], 0, axis))
+
+    return jax.vmap(write)(slots, rows, start_pos)
 
 
 def attention(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):
@@ -76,22 +85,22 @@ def attention(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):
     xq = tap("xq_rope", apply_rotary_emb(xq, *freqs_cis))
     xk = tap("xk_rope", apply_rotary_emb(xk, *freqs_cis))
 
-    keys, values = write_rows(cache_k, xk, start_pos), write_rows(cache_v, xv, start_pos)
+    keys, values = write_rows(cache_k, xk, start_pos, -1), write_rows(cache_v, xv, start_pos, -2)
     out = attend(xq, keys, values, mask, tap).reshape(B, T, N * H)
     return tap("wo", w.attention_out(linear, out)), keys, values
 
 
 def attend(xq, keys, values, mask, tap):
-    """Queries [B,T,N,H] over the slots [B,S,K,H] where mask [B,1,1,T,S] is true -> [B,T,N,H]."""
+    """Queries [B,T,N,H] over keys [B,K,H,S] and values [B,K,S,H] where mask [B,1,1,T,S] is true -> [B,T,N,H]."""
     B, T, N, H = xq.shape
-    K = keys.shape[2]
+    K = keys.shape[1]
     # query head n reads key/value head n // G: no copies of the keys are made
     xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("BKGTH,BSKH->BKGTS", xq, keys, precision=HIGHEST)
+    scores = jnp.einsum("BKGTH,BKHS->BKGTS", xq, keys, precision=HIGHEST)
     scores = (at_least_float32(scores) / math.sqrt(H)).astype(xq.dtype)
     scores = tap("scores", jnp.where(mask, scores, -jnp.inf))
     probs = tap("probs", softmax(scores))
-    out = jnp.einsum("BKGTS,BSKH->BKGTH", probs, values, precision=HIGHEST)
+    out = jnp.einsum("BKGTS,BKSH->BKGTH", probs, values, precision=HIGHEST)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

@@ -54,5 +54,7 @@ def resized(cache, slots: int):
 
 @partial(jax.jit, static_argnames="slots")
 def _resized(cache, slots):
-    more = max(0, slots - cache.max_seq_len)
-    return jax.tree.map(lambda x: jnp.pad(x[:, :slots], ((0, 0), (0, more), (0, 0), (0, 0))), cache)
+    more = (0, max(0, slots - cache.max_seq_len))
+    keys = lambda x: jnp.pad(x[..., :slots], [(0, 0)] * 3 + [more])
+    values = lambda x: jnp.pad(x[:, :, :slots], [(0, 0)] * 2 + [more, (0, 0)])
+    return KVCache(tuple(map(keys, cache.k)), tuple(map(values, cache.v)))

@@ -43,7 +43,7 @@ def of_weight(mesh: Mesh, name: str) -> NamedSharding:
 
 
 def of_cache(weights, batch: int) -> NamedSharding | None:
-    """Where keys and values [B,S,K,H] belong beside these weights, None for the default device.
+    """Where keys [B,K,H,S] and values [B,K,S,H] belong beside these weights, None for the default device.
 
     Heads are split over "model". The cache alone decides where rows are computed: split over "data" where the batch
     can be, all of them everywhere where it cannot.
@@ -51,7 +51,7 @@ def of_cache(weights, batch: int) -> NamedSharding | None:
     mesh = getattr(weights.norm.sharding, "mesh", None)
     if mesh is None:
         return None
-    return NamedSharding(mesh, P("data" if batch % mesh.shape["data"] == 0 else None, None, "model"))
+    return NamedSharding(mesh, P("data" if batch % mesh.shape["data"] == 0 else None, "model"))
 
 
 def check_divisible(config, mesh: Mesh) -> None:

@@ -16,7 +16,7 @@ from ..llama.sharding import gathered
 from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
-from .passes import INNOCENT, Pass, Truth, whole_taps
+from .passes import INNOCENT, Pass, Truth, by_token, whole_taps
 from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
@@ -225,7 +225,7 @@ class Comparison:
             run = self.runs["ours"]
             after, _ = run.layer(self._weights("ours"), before, {}, False)
             mine = dict(zip(SHOWN, (*run.cache, after), strict=True))
-            cached = self.whole_cache.k[self.layer], self.whole_cache.v[self.layer]
+            cached = by_token(self.whole_cache.k[self.layer], self.whole_cache.v[self.layer])
             whole = dict(zip(SHOWN, (*cached, self.whole[full_name(self.layer, "")]), strict=True))
         elif "output" in self.group:
             before = self.whole[full_name(self.layer - 1, "")]

@@ -57,8 +57,8 @@ def _softmax_in_two_blocks(scores):
 
 
 def _repeated(xq, keys, values, mask, tap):
-    each = xq.shape[2] // keys.shape[2]
-    return attend(xq, jnp.repeat(keys, each, 2), jnp.repeat(values, each, 2), mask, tap)
+    each = xq.shape[2] // keys.shape[1]
+    return attend(xq, jnp.repeat(keys, each, 1), jnp.repeat(values, each, 1), mask, tap)
 
 
 def _silu_by_tanh(x):

@@ -231,7 +231,7 @@ FAULTS = (
           _layers(lambda w, c: w._replace(attention_norm=w.ffn_norm, ffn_norm=w.attention_norm))),
     Fault("F16", "key/value heads tiled, not repeated", "layers.0.attention.scores",
           replace={"attend": lambda q, k, v, mask, tap: attend(
-              q, *(jnp.tile(x, (1, 1, q.shape[2] // k.shape[2], 1)) for x in (k, v)), mask, tap)},
+              q, *(jnp.tile(x, (1, q.shape[2] // k.shape[1], 1, 1)) for x in (k, v)), mask, tap)},
           seen="jax-js 180, onnx 7274"),
     Fault("F17", "scores divided by H, not by its root", "layers.0.attention.scores",
           replace={"attend": lambda q, k, v, mask, tap: attend(q / q.shape[3] ** 0.5, k, v, mask, tap)}),
@@ -245,8 +245,8 @@ FAULTS = (
           replace={"softmax": lambda s: jax.nn.softmax(s.astype(jnp.bfloat16), axis=-1).astype(s.dtype)},
           seen="transformers 25420"),
     Fault("F22", "KV cache in bfloat16 under float32 weights", "layers.0.attention.scores",
-          replace={"write_rows": lambda slots, rows, start: write_rows(
-              slots, rows.astype(jnp.bfloat16).astype(rows.dtype), start)}, needs="float32", seen="entropix"),
+          replace={"write_rows": lambda slots, rows, start, axis: write_rows(
+              slots, rows.astype(jnp.bfloat16).astype(rows.dtype), start, axis)}, needs="float32", seen="entropix"),
     Fault("F23", "a stale cache slot attended", "layers.0.attention.scores",
           replace=_mask(lambda slots, positions, start, T: slots <= positions + (start > 0)), mode="cached"),
     Fault("F24", "a gap of one position after the prompt", "layers.0.attention.xq_rope",

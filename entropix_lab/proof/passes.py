@@ -18,6 +18,7 @@ from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
 from ..llama.model import KVCache, check_inputs, xfmr_with_taps
+from ..llama.prefill import resized
 from ..llama.sharding import gathered
 from . import truth
 from .taps import OUTER_OPS, tap_names
@@ -108,7 +109,7 @@ class Programs:
         def layer(w, config, x, start_pos, cache_k, cache_v, theirs, forced, around=()):
             with standing(), replaced(_wrapped(around)):
                 taps, tap = _observer(theirs, forced)
-                freqs_cis, mask = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[1], x.dtype)
+                freqs_cis, mask = forward.positions_and_mask(config, x.shape[1], start_pos, cache_k.shape[-1], x.dtype)
                 x, keys, values = forward.block(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap)
                 return tap("", x), keys, values, taps
 
@@ -134,6 +135,11 @@ class Programs:
         self.layer, self.head, self.whole = jit(layer, "around"), jit(head, "around"), jit(whole)
 
 
+def by_token(keys, values):
+    """A layer's keys and values as a KVCache holds them, each as [B,S,K,H]: what is compared goes token by token."""
+    return keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+
+
 INNOCENT = Programs()
 TOGETHER = 1024  # tokens
 
@@ -153,7 +159,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
         piece = _cut({"tokens": tokens}, start, length)["tokens"]
         found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
         taps = found if length == T else _put(taps, found, start, T)
-    return taps, jax.tree.map(lambda x: x[:, :T], cache)
+    return taps, resized(cache, T)
 
 
 class Pass:
@@ -181,7 +187,8 @@ class Pass:
             x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * self.variant.copies), (x, theirs))
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
-        keys = values = jnp.full((len(x), self.T, self.config.n_kv_heads, self.config.head_dim), unwritten, x.dtype)
+        cache = KVCache.new(self.config, len(x), self.T, x.dtype)
+        keys, values = cache.k[0] + unwritten, cache.v[0] + unwritten
         w, taps = self.variant.form(w), {}
         for start, length in self.plan:
             start = np.tile(start, self.variant.copies)
@@ -197,7 +204,7 @@ class Pass:
             found["stream"] = piece
             taps = found if whole else _put(taps, found, start, self.T)
         out = taps.pop("stream")
-        self.cache = keys[-self.B :], values[-self.B :]
+        self.cache = by_token(keys[-self.B :], values[-self.B :])
         return out[-self.B :], {op: a[-self.B :] for op, a in taps.items()}
 
     def head(self, weights, x, theirs, forced):

@@ -32,12 +32,13 @@ def _norm_reversed(rms_norm):
 
 
 def _scores_reversed(attend):
-    return lambda xq, keys, values, mask, tap: attend(xq[..., ::-1], keys[..., ::-1], values, mask, tap)
+    return lambda xq, keys, values, mask, tap: attend(xq[..., ::-1], keys[..., ::-1, :], values, mask, tap)
 
 
 def _scores_even_first(attend):
-    turn = lambda x: jnp.concatenate([x[..., ::2], x[..., 1::2]], -1)
-    return lambda xq, keys, values, mask, tap: attend(turn(xq), turn(keys), values, mask, tap)
+    turn = lambda x: jnp.concatenate([x[..., ::2, :], x[..., 1::2, :]], -2)
+    turned = lambda xq: turn(xq[..., None])[..., 0]
+    return lambda xq, keys, values, mask, tap: attend(turned(xq), turn(keys), values, mask, tap)
 
 
 def _softmax_reversed(softmax):

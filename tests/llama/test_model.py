@@ -76,9 +76,9 @@ def test_noise_beyond_the_length_changes_no_bit(tiny, start_pos):
     clean = cache_for(tiny, 2, 16)
     if start_pos:
         _, clean = run(tiny.weights, tiny.config, tokens_for(tiny, 2, start_pos, 7), 0, clean)
-    beyond = np.arange(16)[None, :, None, None] >= start_pos
-    noise = lambda x: jnp.where(beyond, jnp.asarray(100 * rng.standard_normal(x.shape), x.dtype), x)
-    noisy = lab.KVCache(tuple(map(noise, clean.k)), tuple(map(noise, clean.v)))
+    beyond = np.arange(16) >= start_pos
+    noise = lambda beyond: lambda x: jnp.where(beyond, jnp.asarray(100 * rng.standard_normal(x.shape), x.dtype), x)
+    noisy = lab.KVCache(tuple(map(noise(beyond), clean.k)), tuple(map(noise(beyond[:, None]), clean.v)))
     a, _ = run(tiny.weights, tiny.config, tokens, start_pos, clean)
     b, _ = run(tiny.weights, tiny.config, tokens, start_pos, noisy)
     assert (a == b).all()
