@@ -77,10 +77,11 @@ def test_each_place_on_a_mesh_reads_what_metas_rank_has(tiny_checkpoint, shards)
     model = lab.load_model(folder, "bfloat16")
     theirs = lab.save_hugging_face(model, folder.with_name(f"hf{shards}"))
     for reader, where in ((lab.checkpoint.meta, folder), (lab.checkpoint.safetensors, theirs)):
-        for name, shape, read in reader.read_parts(where, model.config):
-            whole, dim = np.asarray(lab.weights.by_name(model.weights)[name]), lab.sharding.shard_dim(name)
+        for tensor in reader.open_tensors(where, model.config):
+            name, shape, dim = tensor.name, tensor.shape, lab.sharding.shard_dim(tensor.name)
+            whole = np.asarray(lab.weights.by_name(model.weights)[name])
             for rank in range(4) if dim is not None else ():
                 index = [slice(None)] * 2
                 index[dim] = slice(rank * shape[dim] // 4, (rank + 1) * shape[dim] // 4)
-                part = read(tuple(index))
+                part = tensor.read(tuple(index))
                 assert (part == whole[tuple(index)]).all() and part.size == whole.size // 4
