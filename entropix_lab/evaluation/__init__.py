@@ -1,6 +1,7 @@
 """Does it help? Samplers on the same tasks, the forks of their answers, and what can be said of the difference."""
 
-from . import forks
+from . import forks, words
+from .record import Record, read_record
 from .runs import (
     Panel,
     Run,
@@ -12,4 +13,4 @@ from .runs import (
     step_seconds,
     within_budget,
 )
-from .statistics import Paired, Tallied, by_task, holm, interval, matched, paired, tallied
+from .statistics import Paired, Tallied, by_task, corrected, holm, interval, matched, paired, rematched, share, tallied

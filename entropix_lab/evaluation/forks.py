@@ -10,9 +10,8 @@ from ..generation.branching import Lanes
 from ..generation.generate import generate
 from ..sampling.draw import likeliest
 from ..sampling.plain import Greedy, greedy
-from .calibration import auroc
 from .runs import SYSTEM, chat_prompts
-from .statistics import by_task
+from .statistics import RESAMPLES
 
 # What may say beforehand that a token decides; all are made so that larger means more hesitation.
 PREDICTORS = ("entropy", "varentropy", "margin", "top-1")
@@ -117,43 +116,64 @@ def scores(row) -> dict:
     }
 
 
-def auroc_within(scores, events, groups) -> float:
-    """The probability that an event has a larger score than a non-event of its own group (ties count half)."""
-    won, pairs = np.sum([_won(scores[groups == g], events[groups == g]) for g in np.unique(groups)], 0)
-    return float(won / pairs) if pairs else float("nan")
+def pairs(score, events, task, group) -> np.ndarray:
+    """[2,n,n]: of the pairs of an event of task i and a non-event of task j that are of one group, in how many the
+    event's score is larger (ties count half), and how many there are. Arrays over tokens; task: 0 to n - 1."""
+    score, events, n = np.asarray(score), np.asarray(events, bool), task.max() + 1
+    found = np.zeros((2, n * n))
+    for g in np.unique(group):
+        event, other = (np.flatnonzero((group == g) & which) for which in (events, ~events))
+        difference = score[event][:, None] - score[other]
+        cell = (task[event][:, None] * n + task[other]).ravel()
+        found += [np.bincount(cell, x, n * n) for x in ((np.sign(difference).ravel() + 1) / 2, np.ones(cell.size))]
+    return found.reshape(2, n, n)
 
 
-def _won(scores, events):
-    """Pairs (event, non-event) in which the event's score is larger, and pairs."""
-    value = auroc(scores, events)
-    pairs = np.sum(events) * np.sum(np.logical_not(events))
-    return (value * pairs, pairs) if pairs else (0.0, 0)
+def resampled(n_tasks, n, seed=0) -> np.ndarray:
+    """How often each task is drawn [1 + n, tasks]: once in the first row, at random in n resamplings."""
+    drawn = np.random.default_rng(seed).multinomial(n_tasks, np.full(n_tasks, 1 / n_tasks), n)
+    return np.concatenate([np.ones((1, n_tasks)), drawn])
 
 
-def token_aurocs(rows, n=1000) -> dict:
+def among(found, counts) -> np.ndarray:
+    """AUROCs [1 + n] over the pairs of all tasks, each task as often as it was drawn."""
+    won, every = (((counts @ x) * counts).sum(1) for x in found)
+    return won / np.where(every, every, np.nan)
+
+
+def inside(found, counts) -> np.ndarray:
+    """The same over pairs of one task."""
+    won, every = (counts @ np.diag(x) for x in found)
+    return won / np.where(every, every, np.nan)
+
+
+def spread(values) -> tuple[float, float, float]:
+    """The first of values, and the 2.5 % and 97.5 % points of the others, without those that are NaN."""
+    return float(values[0]), *map(float, np.nanpercentile(values[1:], [2.5, 97.5]))
+
+
+def joined(rows):
+    """The tokens of all answers: {score: array}, flips, the number of the answer, and the place in it."""
+    each = [scores(row) for row in rows]
+    score = {name: np.concatenate([s[name] for s in each]) for name in each[0]}
+    length = [len(row["flips"]) for row in rows]
+    flips = np.concatenate([row["flips"] for row in rows]).astype(bool)
+    return score, flips, np.repeat(np.arange(len(rows)), length), np.concatenate([np.arange(k) for k in length])
+
+
+def token_aurocs(rows, n=RESAMPLES) -> dict:
     """How well each score says which tokens flip the verdict: {name: {view: (AUROC, 2.5 %, 97.5 %)}}, tasks resampled.
 
     The views: "pooled" over the tokens of all answers; "within" pairs of tokens of one answer; "same place" pairs of
     tokens that stand equally far from the beginnings of their answers; "over entropy" the pooled AUROC less that of the
     entropy, on the same resampled tasks."""
-    names = list(scores(rows[0]))
-    tasks = [(*scores(row).values(), np.array(row["flips"], bool)) for row in rows]
-    pooled = lambda *x: np.array([auroc(s, x[-1]) for s in x[:-1]])
-    drawn = by_task(lambda *x: np.concatenate([p := pooled(*x), p - p[0]]), tasks, n)
-    counted = [(np.array([[_won(s, task[-1]) for s in task[:-1]]]),) for task in tasks]  # [1,scores,2]
-    within = by_task(lambda x: x.sum(0)[:, 0] / x.sum(0)[:, 1], counted, n)
-    placed = [(*task, np.arange(len(task[-1]))) for task in tasks]
-    same = by_task(lambda *x: np.array([auroc_within(s, x[-2], x[-1]) for s in x[:-2]]), placed, n // 4)
-    of = lambda x, i: tuple(float(v) for v in x[:, i])
-    return {
-        name: {
-            "pooled": of(drawn, i),
-            "within": of(within, i),
-            "same place": of(same, i),
-            "over entropy": of(drawn, i + len(names)),
-        }
-        for i, name in enumerate(names)
-    }
+    (score, flips, task, place), counts, table = joined(rows), resampled(len(rows), n), {}
+    for name, values in score.items():
+        found = pairs(values, flips, task, np.zeros_like(task))
+        views = {"pooled": among(found, counts), "within": inside(found, counts)}
+        views["same place"] = among(pairs(values, flips, task, place), counts)
+        table[name] = views | {"over entropy": views["pooled"] - table.get("entropy", views)["pooled"]}
+    return {name: {view: spread(values) for view, values in views.items()} for name, views in table.items()}
 
 
 def second_probability(row) -> np.ndarray:
@@ -161,15 +181,21 @@ def second_probability(row) -> np.ndarray:
     return np.array(row["top_probability"]) * np.exp(-np.array(row["margin"]))
 
 
-def found_at(rows, name, share, weighted=False) -> float:
-    """The share of all flips that are found by forking this share of all tokens, those with the largest scores; where a
-    score is tied at the edge, its tokens count in part. name "oracle": the flips first. weighted: a flip counts by the
-    probability of its second choice, which is how often drawing at temperature 1 would meet it."""
-    flips = np.concatenate([np.array(row["flips"]) * (second_probability(row) if weighted else 1) for row in rows])
-    score = flips if name == "oracle" else np.concatenate([scores(row)[name] for row in rows])
-    values, index = np.unique(-score, return_inverse=True)
-    count, hits = np.bincount(index), np.bincount(index, flips)  # of each value, the largest first
-    return float(np.interp(share * len(flips), [0, *np.cumsum(count)], [0, *np.cumsum(hits)]) / flips.sum())
+def found_at(rows, name, share, weighted=False, n=0) -> np.ndarray:
+    """The share of all flips that are found by forking this share of all tokens (or these: an array), those with the
+    largest scores; where a score is tied at the edge, its tokens count in part. name "oracle": the flips first.
+    weighted: a flip counts by the probability of its second choice, which is how often drawing at temperature 1 would
+    meet it. n: that many resamplings of the tasks follow the value itself, [1 + n,...]."""
+    score, flips, task, _ = joined(rows)
+    hits = flips * (np.concatenate([second_probability(row) for row in rows]) if weighted else 1.0)
+    first = hits if name == "oracle" else score[name]
+    order = np.argsort(-first, kind="stable")
+    edges = np.append(np.flatnonzero(np.diff(first[order])), len(order) - 1)  # the last token of each value
+    counts = resampled(len(rows), n)[:, task[order]]
+    from_none = lambda x: np.pad(np.cumsum(x, 1)[:, edges], ((0, 0), (1, 0)))
+    sums = zip(from_none(counts), from_none(counts * hits[order]), strict=True)
+    found = np.array([np.interp(share * spent[-1], spent, met) / met[-1] for spent, met in sums])
+    return found if n else found[0]
 
 
 def answer_scores(rows) -> dict:
@@ -184,13 +210,15 @@ def answer_scores(rows) -> dict:
     return found | {"length": np.array([len(row["entropy"]) for row in rows], float)}
 
 
-def answer_aurocs(rows, kinds, n=500) -> dict:
-    """How well each of answer_scores says which answers fail: {name: {"pooled" | "within": (AUROC, 2.5 %, 97.5 %)}},
-    tasks resampled; within: pairs of answers to the same kind of task."""
+def answer_aurocs(rows, kinds, n=RESAMPLES) -> dict:
+    """How well each of answer_scores says which answers fail: {name: {view: (AUROC, 2.5 %, 97.5 %)}}, tasks resampled.
+    The views: "pooled"; "within" pairs of answers to the same kind of task; "over length" the latter less that of the
+    answer's length, on the same resampled tasks."""
     wrong, groups = np.array([not row["passed"] for row in rows]), np.unique(kinds, return_inverse=True)[1]
-    found = {}
+    task, counts, table = np.arange(len(rows)), resampled(len(rows), n), {}
     for name, score in answer_scores(rows).items():
-        tasks = [(score[i : i + 1], wrong[i : i + 1], groups[i : i + 1]) for i in range(len(rows))]
-        both = by_task(lambda s, e, g: np.array([auroc(s, e), auroc_within(s, e, g)]), tasks, n)
-        found[name] = {"pooled": tuple(both[:, 0].tolist()), "within": tuple(both[:, 1].tolist())}
-    return found
+        views = {"pooled": np.zeros_like(task), "within": groups}
+        table[name] = {view: among(pairs(score, wrong, task, group), counts) for view, group in views.items()}
+    for views in table.values():
+        views["over length"] = views["within"] - table["length"]["within"]
+    return {name: {view: spread(values) for view, values in views.items()} for name, views in table.items()}

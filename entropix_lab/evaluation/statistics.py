@@ -1,7 +1,7 @@
 """What can be said about a difference. The unit is the task: samples and tokens of one task depend on each other, so
 every interval and test resamples tasks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,14 @@ def interval(values, seed=0) -> tuple[float, float]:
     rng = np.random.default_rng(seed)
     found = stats.bootstrap((per_task,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng)
     return tuple(map(float, found.confidence_interval))
+
+
+def share(passed) -> tuple[float, float, float]:
+    """The share of passed (bool [n]) and its 95 % interval (Wilson 1927), which also holds for few and for extreme."""
+    from scipy import stats
+
+    interval = stats.binomtest(int(np.sum(passed)), len(passed)).proportion_ci(method="wilson")
+    return float(np.mean(passed)), float(interval.low), float(interval.high)
 
 
 def by_task(statistic, tasks, n: int = 1000, seed: int = 0) -> np.ndarray:
@@ -42,11 +50,11 @@ class Paired:
 
     def __str__(self):
         bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.difference:+.3f} {bounds}, p {self.p:.4f}, detectable {self.detectable:.3f}"
+        return f"{self.difference:+.3f} {bounds}, p {self.p:.3f}, detectable {self.detectable:.3f}"
 
-    def words(self, p: float | None = None) -> str:
-        """What can be said, with p for the test's own where that was corrected: a difference, or which are excluded."""
-        if (self.p if p is None else p) < 0.05:
+    def words(self) -> str:
+        """What can be said: a difference, or which are excluded."""
+        if self.p < 0.05:
             return f"{'better' if self.difference > 0 else 'worse'} by {abs(self.difference):.3f}"
         excluded = f"gains above {max(self.high, 0):.3f} and losses above {max(-self.low, 0):.3f} excluded"
         return f"no difference found, {excluded}"
@@ -72,6 +80,12 @@ def holm(p) -> np.ndarray:
     order, corrected = np.argsort(p), np.empty(len(p))
     corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return corrected
+
+
+def corrected(tests: dict) -> dict:
+    """{name: Paired}, with the p of each corrected for their number."""
+    p = holm([test.p for test in tests.values()])
+    return {name: replace(test, p=float(x)) for (name, test), x in zip(tests.items(), p, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,20 @@ def matched(curve, target: float) -> Matched:
     reached = mix(lambda run: run.surprisal.sum() / run.samples) / mix(lambda run: run.tokens.sum() / run.samples)
     both = tuple(temperatures[i : i + 2])
     return Matched(both, share, mix(lambda run: run.accuracy), float(reached), float(reached / target - 1))
+
+
+def rematched(curve, run, n: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of run's accuracy less that of the plain sampling that matches it, by a bootstrap over tasks in
+    which the share of the warmer neighbour is found anew in each drawing: the match is an estimate too."""
+    cold, warm = (curve[t] for t in matched(curve, run.mean_surprisal).temperatures)
+    tasks = len(run.passed)
+    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), n)
+    target = (counts @ run.surprisal) / (counts @ run.tokens)
+    excess = [(counts @ x.surprisal - target * (counts @ x.tokens)) / x.samples for x in (cold, warm)]
+    warmer = excess[0] / (excess[0] - excess[1])
+    own, cool, hot = (counts @ x.accuracy / tasks for x in (run, cold, warm))
+    low, high = np.percentile(own - (1 - warmer) * cool - warmer * hot, [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)

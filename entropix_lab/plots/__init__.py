@@ -11,7 +11,7 @@ from .entropy import (
     token_heat,
     two_outcomes,
 )
-from .forks import auroc_table, flip_rate, forked_answer
+from .forks import auroc_table, flip_rate, forked_answer, rates_by_kind, tuning_curves
 from .proof import fault_table, layer_diff, op_noise, stream_norms, three_views
 from .sampling import (
     accuracy_against_surprisal,

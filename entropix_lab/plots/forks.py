@@ -4,7 +4,7 @@ import numpy as np
 
 from ..colours import BLUE, GREEN, ORANGE, RED
 from ..evaluation.forks import PREDICTORS, found_at, scores
-from ..evaluation.statistics import by_task
+from ..evaluation.statistics import by_task, interval
 from .style import figure, styled, token_label
 
 LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
@@ -12,11 +12,48 @@ LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
 
 
 @styled
+def rates_by_kind(rates, low=0.2, high=0.8):
+    """How often the tasks of each kind are passed, {kind: (rate, low, high)}; grey: from `low` to `high`."""
+    fig, ax = figure(figsize=(8, 2.8))
+    ax.axhspan(low, high, color="0.93", zorder=0)
+    for x, (rate, *ends) in enumerate(rates.values()):
+        colour, marker = (BLUE, "o") if low <= rate <= high else (RED, "s")
+        ax.errorbar(x, rate, [[rate - ends[0]], [ends[1] - rate]], fmt=marker, color=colour, capsize=3)
+    ax.set_xticks(range(len(rates)), rates, rotation=40, ha="right")
+    ax.set(ylabel="greedy answers that pass", ylim=(0, 1))
+    return ax
+
+
+@styled
+def tuning_curves(tried, chosen, test):
+    """A panel to each sampler: how many answers to the other tasks passed at each of its settings, with 95 % intervals
+    over tasks, the chosen setting filled; and where a setting was run on the test's tasks, its accuracy there.
+
+    tried: {sampler: {setting: Tallied}}; chosen: {sampler: setting}; test: {sampler: {setting: Tallied}}."""
+    fig, axes = figure(1, len(tried), figsize=(11, 3), sharey=True)
+    for ax, (name, runs) in zip(axes, tried.items(), strict=True):
+        for x, (setting, run) in enumerate(runs.items()):
+            y, (low, high) = run.accuracy.mean(), interval(run.accuracy)
+            face = RED if setting == chosen[name] else "white"
+            ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=RED, mfc=face, ms=7, capsize=2)
+            if setting in test[name]:
+                ax.plot(x + 0.25, test[name][setting].accuracy.mean(), "s", color=BLUE, ms=6)
+        ax.set_xticks(range(len(runs)), runs, fontsize=8, rotation=45)
+        ax.set_title(name.replace("adaptive", "adapt."))
+        ax.set(xlim=(-0.5, len(runs) - 0.3), ylim=(0, None))
+    axes[0].set(ylabel="accuracy")
+    entries = ((RED, "o", RED, "other tasks, chosen"), (RED, "o", "white", "other tasks"), (BLUE, "s", BLUE, "test"))
+    handles = [axes[0].plot([], [], m, color=c, mfc=f, label=label)[0] for c, m, f, label in entries]
+    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    return axes
+
+
+@styled
 def flip_rate(rows, bins=10):
     """Left: the share of forks that flip the verdict, by tenths of each score (equally many tokens to a bin), the
     entropy's with 95 % intervals over tasks. Right: the share of all flips that is found when a budget is spent on the
     tokens with the largest scores; black: the flips first, and tokens at random."""
-    fig, (left, right) = figure(1, 2, figsize=(11.5, 4.2))
+    fig, (left, right) = figure(1, 2, figsize=(10, 3.5))
     flips = np.concatenate([row["flips"] for row in rows])
     for name in PREDICTORS:
         colour, style, marker = LOOK[name]
@@ -51,7 +88,7 @@ def flip_rate(rows, bins=10):
 def auroc_table(columns):
     """AUROCs with 95 % intervals: {title: {name: (value, low, high)}}, a panel to each title; 0.5 is chance."""
     names = list(next(iter(columns.values())))
-    size = (5.2 * len(columns) + 1, 0.36 * len(names) + 1.2)
+    size = (3.4 * len(columns) + 1.5, 0.32 * len(names) + 1)
     fig, axes = figure(1, len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
     for ax, (title, table) in zip(axes[0], columns.items(), strict=True):
         for y, (value, low, high) in enumerate(table[name] for name in names):
@@ -66,7 +103,7 @@ def auroc_table(columns):
 @styled
 def forked_answer(row):
     """One answer: entropy before each token, the token and below it its second choice; red where that flips."""
-    fig, ax = figure(figsize=(12, 3.2))
+    fig, ax = figure(figsize=(10, 2.8))
     at, flips = np.arange(len(row["flips"])), np.array(row["flips"], bool)
     for of, colour, label in ((~flips, "0.7", "the verdict stays"), (flips, RED, "the verdict flips")):
         ax.bar(at[of], np.array(row["entropy"])[of], color=colour, width=0.7, label=label)

@@ -28,7 +28,7 @@ def accuracy_against_surprisal(runs, plain):
     """Accuracy of sampler runs (a dict of Tallied), with 95 % intervals over tasks, against the mean surprisal of what
     they drew. The names in `plain` are one sampler at several temperatures: a line, against which the others are read.
     """
-    fig, ax = figure(figsize=(9, 4.6))
+    fig, ax = figure(figsize=(8, 4))
     colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"])
     markers = iter("os^DvPX*")
     line = [(runs[name].mean_surprisal, runs[name].accuracy.mean()) for name in plain]
@@ -47,12 +47,10 @@ def accuracy_against_surprisal(runs, plain):
             zorder=2 if name in plain else 3,
             label=None if name in plain else name,
         )
-        if name in plain:
-            below = plain.index(name) % 2 == 0  # neighbours' names at different ends of their intervals
-            at, shift, va = (low, -4, "top") if below else (high, 4, "bottom")
-            ax.annotate(
-                name, (x, at), (0, shift), textcoords="offset points", color=BLUE, fontsize=8.5, ha="center", va=va
-            )
+        if name in plain:  # below all intervals, neighbours' names at two heights
+            place, height = dict(color=BLUE, fontsize=8.5, ha="center"), 0.02 + 0.05 * (plain.index(name) % 2)
+            ax.plot([x, x], [0, low], color=BLUE, lw=0.6, ls=":", zorder=1)
+            ax.annotate(name, (x, height), xycoords=("data", "axes fraction"), backgroundcolor="white", **place)
     ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
     ax.minorticks_off()
@@ -63,7 +61,7 @@ def accuracy_against_surprisal(runs, plain):
 @styled
 def differences(comparisons):
     """A dict of evaluation.Paired as points with 95 % intervals; the grey bars are what this size cannot detect."""
-    fig, ax = figure(figsize=(8, 0.45 * len(comparisons) + 1))
+    fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2))
     for i, c in enumerate(comparisons.values()):
         label = "detectable in fewer than four cases of five" if i == 0 else None
         ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
@@ -75,14 +73,14 @@ def differences(comparisons):
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="difference of accuracy")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.35 / len(comparisons)))
+    fig.legend(loc="outside lower center")
     return ax
 
 
 @styled
 def accuracy_by_slope(runs):
     """Accuracy of {slope: Tallied} with 95 % intervals over tasks, and beside it the surprisal that was to be equal."""
-    fig, (ax, beside) = figure(1, 2, figsize=(10, 3.6), width_ratios=(2, 1), sharex=True)
+    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), sharex=True)
     slopes = sorted(runs)
     accuracy = np.array([runs[s].accuracy.mean() for s in slopes])
     low, high = np.array([interval(runs[s].accuracy) for s in slopes]).T

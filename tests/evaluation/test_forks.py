@@ -59,8 +59,27 @@ def test_flips_found_at_a_budget():
     assert forks.found_at([one], "entropy", 0.5, weighted=True) == pytest.approx(0.1 / 0.35)
 
 
+def test_intervals_are_those_of_tasks_drawn_again():
+    """Counting each task as often as it was drawn is putting it so often into the list."""
+    answers, n = list(rows(12)), 20
+    drawn = forks.resampled(12, n)
+    again = [[answers[i] for i in np.repeat(range(12), times)] for times in drawn.astype(int)]
+    found = forks.found_at(answers, "varentropy", np.array([0.1, 0.4]), True, n)
+    np.testing.assert_allclose(found, [forks.found_at(a, "varentropy", np.array([0.1, 0.4]), True) for a in again])
+    tables = [forks.token_aurocs(a, 9)["margin"] for a in again]
+    for view, expected in forks.token_aurocs(answers, n)["margin"].items():
+        assert expected == pytest.approx(forks.spread([table[view][0] for table in tables])), view
+    kinds = np.repeat(["a", "b", "c"], 4)
+    both = zip(again, drawn.astype(int), strict=True)
+    tables = [forks.answer_aurocs(a, kinds[np.repeat(range(12), times)], 9) for a, times in both]
+    for view, expected in forks.answer_aurocs(answers, kinds, n)["mean margin"].items():
+        assert expected == pytest.approx(forks.spread([table["mean margin"][view][0] for table in tables])), view
+
+
 def test_comparing_within_groups_removes_their_difference():
     """Scores that say nothing but which group it is: one half inside the groups, far from it in all."""
-    groups = np.repeat([0, 1], 500)
+    groups, task = np.repeat([0, 1], 500), np.arange(1000)
     events = np.random.default_rng(0).random(1000) < np.where(groups, 0.8, 0.2)
-    assert forks.auroc_within(groups + 0.0, events, groups) == 0.5 and lab.calibration.auroc(groups, events) > 0.75
+    one, (own, every) = np.ones((1, 1000)), (forks.pairs(groups, events, task, x) for x in (groups, 0 * groups))
+    assert forks.among(own, one) == 0.5 and forks.among(every, one) > 0.75
+    assert forks.among(every, one) == pytest.approx(lab.calibration.auroc(groups, events))

@@ -30,8 +30,8 @@ def test_paired_test_holds_its_level_and_finds_what_it_says_it_can():
 
 def test_words_name_what_is_excluded():
     assert Paired(0.05, 0.02, 0.08, 0.01, 0.04).words() == "better by 0.050"
-    assert Paired(-0.05, -0.08, -0.02, 0.01, 0.04).words(0.03) == "worse by 0.050"
-    nothing = Paired(0.05, 0.02, 0.08, 0.01, 0.04).words(0.06)
+    assert Paired(-0.05, -0.08, -0.02, 0.01, 0.04).words() == "worse by 0.050"
+    nothing = Paired(0.05, 0.02, 0.08, 0.06, 0.04).words()
     assert nothing == "no difference found, gains above 0.080 and losses above 0.000 excluded"
 
 
