@@ -24,9 +24,14 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_programs_of_others():
-    """A process that keeps every program of a whole run was seen to crash in the compiler."""
+def programs(request):
+    """A module that is marked in_haste compiles the same fusions to machine code that is less polished: most of its
+    time goes into compiling programs that run once. Not for what is about the programs that users run.
+
+    A process that keeps every program of a whole run was seen to crash in the compiler."""
+    jax.config.update("jax_disable_most_optimizations", request.node.get_closest_marker("in_haste") is not None)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

@@ -5,20 +5,24 @@
 
 Needs jax (with CUDA), torch, numpy, llama-models, fairscale, tiktoken, tqdm and platformdirs, and this package on the
 path; nothing else, no download. Weights are random, at the exact shapes of Llama 3.2 1B and 3B: speed and rounding do
-not ask what was trained. Ten points, each of which survives the failure of another (its "error" is then in the JSON):
+not ask what was trained. Every point is measured in a process of its own and survives the failure of another, be it a
+crash (its "error" is then in the JSON); the file is written after each:
 
 machine, products: versions, bytes per second, rates of products in bfloat16, float32 (with and without TF32), float64
 tiny_compare: a tiny model against Meta's code, both dtypes, both modes        compare: the same at 1B's shape
 precision: what TF32 would do to the logits of xfmr, and that the default precision does nothing to ours
-decode: tokens per second, as a share of the bytes that must be read            sums: float32 sums kept to the end
+decode: tokens per second, and the time that the bytes to be read would take as a share of a token's
 prefill: seconds and share of the peak rate, the first token cold and warm     samplers: microseconds at 128,256 tokens
 programs: how many are compiled over 300 tokens                                repeat: the same bits twice
+sums: the cost of float32 sums kept to the end
 """
 
 import argparse
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import sys
 import tempfile
 import time
 import traceback
@@ -35,7 +39,7 @@ from entropix_lab.llama.weights import SplitLayerWeights, take_layer
 from entropix_lab.proof import truth
 from entropix_lab.timing import median_seconds
 
-LIMIT = 540  # seconds after which no further point begins
+LIMIT, GRACE = 510, 60  # seconds after which nothing further begins; and for what has begun, until it is stopped
 
 
 class Sizes:
@@ -57,8 +61,8 @@ class Sizes:
         self.vocabulary = 1000 if tiny else 128256
         self.compared = 8 if tiny else 50
 
-    def time_is_up(self):
-        return time.perf_counter() - self.started > LIMIT
+    def left(self):
+        return LIMIT - (time.perf_counter() - self.started)  # one clock for all processes of a machine
 
 
 def random_model(params, dtype, seed=0):
@@ -83,13 +87,37 @@ def tokens(model, *shape):
 
 def attempt(sizes, measure):
     """What measure() returns, a dict, or why there is nothing: one size that does not fit leaves the others."""
-    if sizes.time_is_up():
+    if sizes.left() < 0:
         return {"error": "not begun: the time was up"}
     try:
         return measure()
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"[:500]}
+
+
+def alone(sizes, point):
+    """What a point returns, measured in a process of its own: neither a crash nor memory that it keeps is another's."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, sizes, point))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(sizes.left() + GRACE):
+            raise TimeoutError("stopped: the time was up")
+        result = receiver.recv()
+        process.join(GRACE)
+        return result
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the process ended with {process.exitcode}") from None
+    finally:
+        process.kill()
+
+
+def _send(sender, sizes, point):
+    sender.send(attempt(sizes, lambda: point(sizes)))
 
 
 def machine(sizes):
@@ -117,22 +145,28 @@ def products(sizes):
 
 
 def compared(folder, dtype, length, mode="prefill"):
-    """A comparison with Meta's code, and what it took of the memory of both frameworks."""
+    """A comparison with Meta's code, and what it took of the memory of both frameworks: of JAX's device (on a CPU, of
+    the process), and what torch had on a GPU."""
     import torch
 
-    model, peak = lab.load_model(folder, dtype), {}
-    prompt, started = tokens(model, 1, length), time.perf_counter()
-    truth.forward(model.weights, model.config, prompt)
-    peak["truth_s"], started = time.perf_counter() - started, time.perf_counter()
-    report = lab.compare(model, folder, prompt, mode=mode)
-    peak["seconds"] = time.perf_counter() - started
-    if torch.cuda.is_available():
-        peak["torch_peak_bytes"] = torch.cuda.max_memory_allocated()
-    stats = jax.devices()[0].memory_stats() or {}
-    peak["jax_peak_bytes"] = stats.get("peak_bytes_in_use")
-    floors = {row.tap: row.accumulated.floor for row in report.rows[-2:]}
-    nearest = max(row.limit_ratio for row in report.rows)
-    return peak | {"verdict": report.verdict, "passed": report.passed, "floors": floors, "nearest_to_limit": nearest}
+    torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+    with lab.verdict.peak_memory() as peak:
+        model = lab.load_model(folder, dtype)
+        prompt, started = tokens(model, 1, length), time.perf_counter()
+        truth.forward(model.weights, model.config, prompt)
+        truth_s, started = time.perf_counter() - started, time.perf_counter()
+        report = lab.compare(model, folder, prompt, mode=mode)
+        seconds = time.perf_counter() - started
+    return {
+        "verdict": report.verdict,
+        "passed": report.passed,
+        "floors": {row.tap: row.accumulated.floor for row in report.rows[-2:]},
+        "nearest_to_limit": max(row.limit_ratio for row in report.rows),
+        "seconds": seconds,
+        "truth_s": truth_s,
+        "peak_bytes": peak["bytes"],
+        "torch_peak_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
 
 
 def tiny_compare(sizes):
@@ -190,8 +224,7 @@ def decode(sizes):
 
     def one(model, batch, position):
         (seconds,) = lab.timing.seconds_per_token(model, [position], batch)
-        read = lab.timing.bytes_per_token(model, 0)
-        read += lab.timing.cache_bytes(model.config, position, batch, model.dtype)
+        _, read = lab.timing.work(model, position, batch)
         return dict(tokens_per_s=batch / seconds, ms=1e3 * seconds, share_of_bandwidth=read / bandwidth / seconds)
 
     for name, params in sizes.models.items():
@@ -223,14 +256,13 @@ def prefill(sizes):
     n, peak = sizes.square, jax.random.normal(jax.random.key(0), (sizes.square,) * 2, "bfloat16")
     product = jax.jit(lambda x: x @ x)
     peak = 2 * n**3 / median_seconds(lambda: product(peak), 3)
-    matrices = sum(x.size for x in jax.tree.leaves(model.weights.layer_weights) if x.ndim == 2)
 
     def one(length):
         once = lambda: lab.generate(model, tokens(model, 1, length), 1, stop=(), max_seq_len=2 * length)
         cold, warm = (once()[0].timing["first_token_s"] for _ in range(2))
         (seconds,) = lab.timing.seconds_per_token(model, [length], cached=False, repeats=3)
-        attention = 4 * model.config.n_layers * model.config.dim * length**2
-        share = (2 * matrices * length + attention) / peak / seconds
+        operations, _ = lab.timing.work(model, 0, 1, length)
+        share = operations / peak / seconds
         return dict(cold_s=cold, warm_s=warm, program_s=float(seconds), share_of_peak=float(share))
 
     for length in sizes.prompts:
@@ -279,25 +311,29 @@ def repeat(sizes):
     return found
 
 
-POINTS = (machine, products, tiny_compare, precision, repeat, programs, decode, sums, prefill, samplers, compare)
+# what the next reader needs most comes first, should the time be up
+POINTS = (machine, products, tiny_compare, precision, repeat, compare, decode, prefill, samplers, programs, sums)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=[p.__name__ for p in POINTS])
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes on whatever there is: outputs/gpu_tiny.json")
+    names = [p.__name__ for p in POINTS]
+    parser.add_argument("--only", nargs="+", choices=names, help="some points, and machine: outputs/gpu_part.json")
     args = parser.parse_args()
     sizes, found = Sizes(args.tiny), {}
+    name = "gpu_tiny.json" if args.tiny else "gpu_part.json" if args.only else "gpu.json"
     for point in POINTS:
-        if args.only and point.__name__ not in args.only:
+        if args.only and point.__name__ not in ["machine", *args.only]:
             continue
         begun = time.perf_counter()
-        result = attempt(sizes, lambda: point(sizes))  # noqa: B023
-        jax.clear_caches()
+        result = attempt(sizes, lambda: alone(sizes, point))  # noqa: B023
         found[point.__name__] = result | {"took_s": time.perf_counter() - begun}
         print(point.__name__, found[point.__name__], flush=True)
+        if point is machine and result.get("platform") == "cpu" and not args.tiny:
+            sys.exit("JAX found no GPU, and on a CPU this takes hours. For trying the script: --tiny")
         # written after every point: what was measured stays if the machine goes
-        file = lab.verdict.write_json("gpu_tiny.json" if args.tiny else "gpu.json", found)
+        file = lab.verdict.write_json(name, found)
     failed = [name for name, result in found.items() if '"error"' in json.dumps(result)]
     took, good = time.perf_counter() - sizes.started, len(found) - len(failed)
     print(f"{file}: {good} of {len(found)} points whole in {took:.0f} s; something failed in: {failed}")

@@ -1,6 +1,8 @@
 import json
+import threading
 from pathlib import Path
 
+import jax
 import nbformat
 import numpy as np
 import papermill
@@ -65,3 +67,30 @@ def test_peak_memory_sees_what_was_freed_again():
         np.ones(50_000_000).sum()
     if peak["bytes"] is not None:
         assert 390e6 < peak["bytes"] < 480e6
+
+
+def test_peak_memory_of_an_accelerator(monkeypatch):
+    """What it counts itself: also between two samples, and where more was in use before."""
+    stats, asked = {"bytes_in_use": 100, "peak_bytes_in_use": 100}, threading.Event()
+
+    class Device:
+        def memory_stats(self):
+            asked.set()
+            return dict(stats)
+
+    def take(n):
+        stats["bytes_in_use"] += n
+        stats["peak_bytes_in_use"] = max(stats.values())
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with verdict.peak_memory(interval=60) as peak:  # no sample in between
+        take(900)
+        take(-700)
+    assert peak["bytes"] == 900
+    with verdict.peak_memory(interval=1e-3) as peak:  # below what was in use before
+        take(50)
+        for _ in range(2):
+            asked.clear()
+            assert asked.wait(10)
+        take(-50)
+    assert peak["bytes"] == 50

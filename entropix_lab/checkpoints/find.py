@@ -30,15 +30,15 @@ def find_checkpoint(name) -> Path:
 
 
 def reader_of(folder):
-    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and read_parts."""
+    """The module that reads a folder of find_checkpoint: meta or safetensors, alike in read_config and open_tensors."""
     return safetensors if (folder / "config.json").is_file() and not _is_official(folder) else meta
 
 
-def read_tensors(folder, config, *report):
+def read_tensors(folder, config):
     """Yield (Meta's name, host array in Meta's layout) for every tensor of a folder of either format: copy what you
-    keep. report: as read_parts takes it."""
-    for name, shape, read in reader_of(folder).read_parts(folder, config, *report):
-        yield name, read((slice(None),) * len(shape))
+    keep."""
+    for tensor in reader_of(folder).open_tensors(folder, config):
+        yield tensor.name, tensor.read()
 
 
 def _is_official(folder) -> bool:
@@ -47,12 +47,11 @@ def _is_official(folder) -> bool:
 
 def _known(folder) -> Path:
     candidates = (folder, folder / "original")
-    for candidate in candidates:
-        if _is_official(candidate):
-            return candidate
-    for candidate in candidates:  # their readers say what is missing
-        if (candidate / "config.json").is_file() or (candidate / "params.json").is_file():
-            return candidate
+    known = [c for c in candidates if _is_official(c)]
+    # of a folder without weights, its reader says what is missing
+    known += [c for c in candidates if (c / "config.json").is_file() or (c / "params.json").is_file()]
+    if known:
+        return known[0]
     raise CheckpointError(
         f"{folder}: expected params.json and consolidated.00.pth (Meta's format), or config.json and model.safetensors "
         f"(Hugging Face's), found {sorted(p.name for p in folder.iterdir())[:8]}."
@@ -77,10 +76,9 @@ def _find_by_name(name) -> Path:
         raise CheckpointError(f"{name}: {reason}. Expected a text model of the Llama 3 family in bfloat16.")
     repos = [repo]
     if "/" not in repo or official:
-        if not revision and root.is_dir():
-            for folder in sorted(root.iterdir()):
-                if folder.is_dir() and _plain(folder.name) == _plain(repo):
-                    return _known(folder)
+        metas = [f for f in sorted(root.glob("*")) if f.is_dir() and _plain(f.name) == _plain(repo)]
+        if metas and not revision:
+            return _known(metas[0])
         repos = [official.huggingface_repo, official.huggingface_repo.replace("/", "/Meta-")] if official else []
     for candidate in repos:
         if folder := _cached(candidate, revision):

@@ -25,6 +25,7 @@ from ..llama.weights import (
 )
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
+from .tensors import as_torch
 from .tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
 
 
@@ -149,21 +150,21 @@ def _read_weights(folder, config, dtype, mesh, for_generation=False):
     if jnp.zeros((), dtype).dtype != dtype:
         raise ValueError(f"{dtype} needs 64-bit JAX: load inside `with jax.enable_x64(True)`")
     arrays, embeddings = {}, None
-    tensors = reader_of(folder).read_parts(folder, config)
+    tensors = reader_of(folder).open_tensors(folder, config)
     # a bar for what takes more than two seconds, and in a terminal alone
-    for name, shape, read in tqdm(tensors, f"loading {folder.name}", 3 + 9 * config.n_layers, delay=2, disable=None):
-        place, indices = None, [(slice(None),) * len(shape)]
+    for tensor in tqdm(tensors, f"loading {folder.name}", 3 + 9 * config.n_layers, delay=2, disable=None):
+        name, place, indices = tensor.name, None, [None]
         if mesh is not None:
             place = sharding.of_weight(mesh, name)
-            indices = place.addressable_devices_indices_map(shape).values()
-        parts = {str(index): read(index) for index in indices}
+            indices = place.addressable_devices_indices_map(tensor.shape).values()
+        parts = {str(index): tensor.read(index) for index in indices}
         if name == "output.weight" and all(_same(part, embeddings[index]) for index, part in parts.items()):
             arrays[name] = arrays["tok_embeddings.weight"]
         elif mesh is None:
             arrays[name] = jax.device_put(_own(*parts.values(), dtype)).block_until_ready()
         else:
             part = lambda index, parts=parts: _own(parts[str(index)], dtype)
-            arrays[name] = jax.make_array_from_callback(shape, place, part).block_until_ready()
+            arrays[name] = jax.make_array_from_callback(tensor.shape, place, part).block_until_ready()
         embeddings = parts if name == "tok_embeddings.weight" else embeddings
     kind = LayerWeights if mesh is None else SplitLayerWeights
     # layer by layer, so that no more than one is there in two forms
@@ -186,7 +187,14 @@ def _own(array, dtype):
     JAX on a CPU refers to the copy: no second array comes and goes. Those that did stayed in the arenas that malloc
     gives to each of JAX's threads, and took up to 0.6 times the weights.
     """
-    return aligned_copies(array, dtype=dtype)[0]
+    if array.dtype != np.float16:
+        return aligned_copies(array, dtype=dtype)[0]
+    (copy,) = aligned_copies(np.broadcast_to(np.zeros((), dtype), array.shape))
+    # torch takes a third of NumPy's time; of so few rows at once it starts no threads, which are slow on busy cores
+    rows = max(1, 2**15 * len(array) // (array.size + 1))
+    for ours, theirs in zip(as_torch(copy).split(rows), as_torch(array).split(rows), strict=True):
+        ours.copy_(theirs)
+    return copy
 
 
 def _same(a, b) -> bool:

@@ -4,11 +4,11 @@ Hugging Face pairs the entries j and j + H/2 of a head for RoPE where Meta pairs
 are put back; every other tensor is the one in the file.
 """
 
-import functools
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
-from .meta import _as_numpy, _check_finite, _raise, read_json, tensor_shapes
+from .meta import read_json
+from .tensors import Piece, Tensor, check_tensors, tensor_shapes
 
 # Meta's name of a part -> Hugging Face's.
 NAMES = {
@@ -151,67 +151,38 @@ def config_json(config: LlamaConfig, tied: bool) -> dict:
 
 
 def open_tensors(folder, config: LlamaConfig):
-    """Yield (Meta's name, file, torch tensor in Meta's layout) for every tensor of a Hugging Face folder.
+    """Yield a Tensor for every tensor of a Hugging Face folder, as meta.open_tensors does.
 
-    The tensors are views of the mapped files, but for wq and wk. Raises CheckpointError for an index that names what is
-    not there, a damaged file, and every missing, unexpected or misshaped tensor (all are named at once).
+    Raises CheckpointError for an index that names what is not there, a damaged file, every missing, unexpected or
+    misshaped tensor (all are named at once), and an lm_head that is not the one that config.json says.
     """
-    for name, file, tensor in _in_their_layout(folder, config):
-        paired = name.endswith(("wq.weight", "wk.weight"))
-        yield name, file, rows_to_pairs(tensor, config.head_dim) if paired else tensor
-
-
-def _in_their_layout(folder, config):
     folder = Path(folder)
     tied = read_json(folder / "config.json").get("tie_word_embeddings") is True
-    files = _open_files(folder)
-    found = {n: file for file, opened in files.items() for n in opened.keys() if not n.endswith("rotary_emb.inv_freq")}
-    if config.n_layers > len(found):
-        raise CheckpointError(f"{folder}: config.json says {config.n_layers} layers, found {len(found)} tensors in all")
-    shapes = {hugging_face_name(name): shape for name, shape in tensor_shapes(config).items()}
-    problems = []
-    for name in sorted(shapes.keys() | found.keys()):
-        if name in found:
-            view = files[found[name]].get_slice(name)
-            shape, dtype = tuple(view.get_shape()), view.get_dtype()
-        if name not in found:
-            if name != "lm_head.weight" or not tied:
-                problems.append(f"missing {name} {shapes[name]}")
-        elif name not in shapes:
-            problems.append(f"unexpected {name} {shape}")
-        elif shape != shapes[name]:
-            problems.append(f"{name}: expected shape {shapes[name]}, found {shape}")
-        elif dtype not in ("F64", "F32", "F16", "BF16"):
-            problems.append(f"{name}: expected a float of 16 bits or more, found {dtype}")
-    if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-        where = next(iter(files)) if len(files) == 1 else folder
-        raise CheckpointError(
-            f"{where}: {'; '.join(problems[:8])}{more}. Do config.json and the safetensors files belong to one model?"
-        )
-    for name in tensor_shapes(config):
+    found = {p.name: p for p in _pieces(folder) if not p.name.endswith("rotary_emb.inv_freq")}
+    files = {p.file for p in found.values()}
+    head, embeddings = hugging_face_name("output.weight"), hugging_face_name("tok_embeddings.weight")
+    check_tensors(
+        {name: piece.tensor for name, piece in found.items()},
+        config,
+        lambda name, shape: (hugging_face_name(name), shape),
+        where=files.pop() if len(files) == 1 else folder,
+        configuration="config.json",
+        optional=(head,) if tied else (),
+    )
+    to_pairs = lambda w: rows_to_pairs(w, config.head_dim)
+    for name, shape in tensor_shapes(config).items():
         theirs = hugging_face_name(name)
-        if theirs not in found:
-            theirs = hugging_face_name("tok_embeddings.weight")
-        tensor = _tensor(files, found[theirs], theirs)
-        if name == "output.weight" and tied and theirs == "lm_head.weight":
-            if not tensor.equal(_tensor(files, found["model.embed_tokens.weight"], "model.embed_tokens.weight")):
-                raise CheckpointError(
-                    f"{found[theirs]}: lm_head.weight differs from model.embed_tokens.weight, and config.json "
-                    "says that they are one. Is it another model's config.json?"
-                )
-        yield name, found[theirs], tensor
+        piece = found.get(theirs) or found[embeddings]._replace(name=theirs)
+        if tied and name == "output.weight" and head in found and not piece.tensor.equal(found[embeddings].tensor):
+            raise CheckpointError(
+                f"{piece.file}: {head} differs from {embeddings}, and config.json says that they are one. Is it "
+                "another model's config.json?"
+            )
+        yield Tensor(name, shape, [piece], *([to_pairs] if name.endswith(("wq.weight", "wk.weight")) else []))
 
 
-def _tensor(files, file, name):
-    try:
-        return files[file].get_tensor(name)
-    except Exception as e:  # safetensors' own error, or torch's, where the file changed under it
-        raise CheckpointError(f"{file}: {name} cannot be read ({e}). Get the file again.") from e
-
-
-def _open_files(folder) -> dict:
-    """{file: opened}, memory-mapped, of model.safetensors or of the shards that its index names."""
+def _pieces(folder) -> list[Piece]:
+    """All tensors of model.safetensors or of the shards that its index names, memory-mapped, under their own names."""
     from safetensors import safe_open
 
     index, names = folder / "model.safetensors.index.json", {}
@@ -228,37 +199,24 @@ def _open_files(folder) -> dict:
             f"{folder}: expected model.safetensors or its index, found {there[:8]}. Download the weights: the files "
             "*.safetensors, not *.bin, which hold pickles."
         )
-    opened = {}
+    pieces = []
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: named in {index.name}, found nothing. Download it again.")
         try:
-            opened[file] = safe_open(file, "pt")
-        except Exception as e:  # safetensors' own error, or the system's
+            opened = safe_open(file, "pt")
+            pieces += [Piece(file, name, opened.get_tensor(name)) for name in opened.keys()]
+        except Exception as e:  # safetensors' own error, torch's, or the system's
             raise CheckpointError(
                 f"{file}: expected a safetensors file, found one that is damaged ({str(e)[:200]}; "
                 f"{file.stat().st_size:,} bytes). Delete it and download it again."
             ) from e
-    for file in files if names else ():
-        promised, held = {n for n, f in names.items() if f == file.name}, set(opened[file].keys())
-        if differ := sorted(promised ^ held):
-            what = "is not in it" if differ[0] in promised else "is in it all the same"
-            named = "named" if differ[0] in promised else "not named"
-            raise CheckpointError(
-                f"{file}: {differ[0]} is {named} in {index.name} and {what} ({len(differ)} such). Get both files again."
-            )
-    return opened
-
-
-def read_parts(folder, config: LlamaConfig, report=_raise):
-    """Yield (Meta's name, shape, read) for every tensor of a Hugging Face folder, as meta.read_parts does. Parts are
-    views of the mapped files, but for wq and wk, of which whole heads are copied into Meta's order."""
-    for name, file, tensor in _in_their_layout(folder, config):
-        head_dim = config.head_dim if name.endswith(("wq.weight", "wk.weight")) else None
-        yield name, tuple(tensor.shape), functools.partial(_read_part, file, name, tensor, head_dim, report)
-
-
-def _read_part(file, name, tensor, head_dim, report, index):
-    part = _as_numpy(tensor)[index]
-    _check_finite(file, hugging_face_name(name), part, report)
-    return part if head_dim is None else rows_to_pairs(part, head_dim)
+    held = {(piece.name, piece.file.name) for piece in pieces}
+    if names and (differ := sorted(held ^ set(names.items()))):
+        (name, file), promised = differ[0], differ[0] not in held
+        is_named, is_there = ("named", "is not in it") if promised else ("not named", "is in it all the same")
+        raise CheckpointError(
+            f"{folder / file}: {name} is {is_named} in {index.name} and {is_there} ({len(dict(differ))} such). Get "
+            "both files again."
+        )
+    return pieces

@@ -12,19 +12,15 @@ from pathlib import Path
 from ..llama.config import CheckpointError
 
 READ = (".pth", ".safetensors", ".json", ".model")  # what the readers open
+CHECKLIST = "checklist.chk"  # Meta's md5 sums
 
 
 def verify_checksums(folder, unread=()) -> dict[str, str]:
     """Compare the files of a folder with every sum that is known for them; file name -> what it agrees with.
 
-    unread: files that are left out, because another process reads them.
-
-    Known are the md5 lines of checklist.chk, the names that a Hugging Face cache gives to its files (their sha256, or
-    git's sha1), and else the CRC-32 that torch writes into a .pth file beside each tensor. Safetensors files carry no
-    sum: {} for a folder of them that is not a cache's. Every file is read once in a process while it does not change.
-
-    Raises CheckpointError that names the damaged or missing file: Meta's downloader appends to what an interrupted run
-    left, so a file can be too long and "successfully downloaded".
+    unread: files that are left out, because another process reads them. Every file is read once in a process while it
+    does not change. Raises CheckpointError that names the damaged or missing file: Meta's downloader appends to what an
+    interrupted run left, so a file can be too long and "successfully downloaded".
     """
     sums = {file: known for file, known in known_sums(folder).items() if file not in unread}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing leaves Python's lock to others
@@ -32,15 +28,18 @@ def verify_checksums(folder, unread=()) -> dict[str, str]:
 
 
 def known_sums(folder) -> dict[Path, tuple[str, str]]:
-    """file -> (kind, sum) of every file that has a sum; kind: "md5", "sha256", "sha1" (git's), or "crc32", where the
-    sums are in the file itself. Raises CheckpointError for a checklist that cannot be read."""
+    """file -> (kind, sum) of every file that has a sum, by the first of these that there is: "md5", a line of
+    checklist.chk; "sha256" or "sha1" (git's), the name that a Hugging Face cache gives to the file; "crc32", which
+    torch writes into a .pth file beside each tensor. Safetensors files that lie in no cache have none.
+
+    Raises CheckpointError for a checklist that cannot be read."""
     folder = Path(folder)
     sums = {f: ("crc32", "") for f in sorted(folder.glob("consolidated.*.pth"))}
     for file in sorted(folder.iterdir()):
         if file.is_symlink() and file.suffix in READ and (target := file.readlink()).parent.name == "blobs":
             if kind := {40: "sha1", 64: "sha256"}.get(len(target.name)):
                 sums[file] = (kind, target.name)
-    checklist = folder / "checklist.chk"
+    checklist = folder / CHECKLIST
     lines = checklist.read_text(errors="replace").split("\n") if checklist.is_file() else ()
     for line in filter(str.strip, lines):
         match = re.fullmatch(r"([0-9a-f]{32})\s+\*?(\S+)", line.strip())
@@ -55,9 +54,6 @@ def check_sum(file, kind, expected) -> str:
     if not file.is_file():
         whose = "named in checklist.chk" if kind == "md5" else "a link of the Hugging Face cache"
         raise CheckpointError(f"{file}: {whose}, found nothing. Download it again, or copy the whole folder.")
-    if kind == "crc32":
-        _records(*_state(file))
-        return "CRC-32 of its records"
     found = digest(file, kind)
     if found != expected:
         whose = "checklist.chk is another version's" if kind == "md5" else "the cache is"
@@ -65,23 +61,25 @@ def check_sum(file, kind, expected) -> str:
             f"{file}: expected {kind} {expected}, found {found} ({file.stat().st_size:,} bytes). The file is "
             f"damaged, or {whose}: delete it and download it again."
         )
+    if kind == "crc32":
+        return "CRC-32 of its records"
     return f"{kind} of {'checklist.chk' if kind == 'md5' else 'the Hugging Face cache'}"
 
 
 def digest(file, kind="md5") -> str:
-    """The sum of a file, in hexadecimal, computed once a process while the file does not change."""
-    return _digest(kind, *_state(file))
-
-
-def _state(file):
+    """The sum of a file, in hexadecimal, computed once a process while the file does not change. "crc32": "", where the
+    records of a .pth file agree with their sums. Raises CheckpointError where they do not."""
     stat = os.stat(file)
-    return str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+    return _digest(kind, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @functools.lru_cache(None)
 def _digest(kind, file, size, *state) -> str:
     from tqdm import tqdm
 
+    if kind == "crc32":
+        _check_records(file, size)
+        return ""
     # git's sum of a file is that of a head and the file
     hasher = hashlib.new(kind, f"blob {size}\0".encode() if kind == "sha1" else b"", usedforsecurity=False)
     block = memoryview(bytearray(1 << 20))
@@ -96,8 +94,7 @@ def _digest(kind, file, size, *state) -> str:
 PROGRESS = dict(unit="B", unit_scale=True, delay=2, disable=None, leave=False)
 
 
-@functools.lru_cache(None)
-def _records(file, size, *state) -> None:
+def _check_records(file, size) -> None:
     """Raises CheckpointError unless every record of a .pth file has the CRC-32 that stands beside it."""
     damaged = f"{file}: expected a torch file of {size:,} bytes whose records have their CRC-32, found "
     again = ". Delete it and download it again."
@@ -115,12 +112,6 @@ def _records(file, size, *state) -> None:
         raise CheckpointError(f"{damaged}bytes that belong to no record: a download was appended to another{again}")
 
 
-def _root(file) -> str:
-    """The name under which torch saved a .pth file that was read before."""
-    with zipfile.ZipFile(file) as archive:
-        return archive.namelist()[0].split("/")[0]
-
-
 @contextlib.contextmanager
 def system_errors():
     """What the system refuses (no permission, a link that leads to itself) as a CheckpointError."""
@@ -128,14 +119,3 @@ def system_errors():
         yield
     except OSError as e:
         raise CheckpointError(f"{e.filename}: expected a file or folder to read, found: {e.strerror}.") from e
-
-
-def check_order(files) -> None:
-    """Raises CheckpointError for shards that changed places, where their names are in them (torch.save writes it)."""
-    names = [f.stem for f in files]
-    roots = [_root(f) for f in files]
-    if roots != names and sorted(roots) == names:
-        file, root = next((f, r) for f, r in zip(files, roots, strict=True) if f.stem != r)
-        raise CheckpointError(
-            f"{file}: was saved as {root}.pth: the shards changed places. Give them their names back."
-        )

@@ -29,6 +29,11 @@ SMOLLM2_SPECIAL = (
 ).split()
 SMOLLM2_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
+# What begins a message -> what ends one, and a generation with it.
+CHATS = {
+    "<|start_header_id|>": ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    "<|im_start|>": ("<|im_end|>", "<|endoftext|>"),
+}
 ROLES = ("system", "user", "assistant")
 MESSAGE = f'{{"role": one of {", ".join(ROLES)}, "content": text}}'
 
@@ -68,13 +73,10 @@ def _load(folder):
         if there:
             raise Unlike("it is a SentencePiece model, as Llama 2's")
         return None
-    generation, stop = folder / "generation_config.json", None
-    if generation.is_file():
-        stop = read_json(generation).get("eos_token_id")
-        stop = tuple(stop) if isinstance(stop, list) else None if stop is None else (stop,)
-    settings, template = folder / "tokenizer_config.json", ""
-    if settings.is_file():
-        template = str(read_json(settings).get("chat_template") or "")
+    fields = lambda name: read_json(folder / name) if (folder / name).is_file() else {}
+    stop = fields("generation_config.json").get("eos_token_id")
+    stop = tuple(stop) if isinstance(stop, list) else None if stop is None else (stop,)
+    template = str(fields("tokenizer_config.json").get("chat_template") or "")
     if (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text("utf-8", errors="replace")
     return Tokenizer(file, stop, template)
@@ -92,11 +94,9 @@ class Tokenizer:
     def __init__(self, path, stop_tokens=None, chat_template=""):
         import tiktoken
 
-        path = Path(path)
-        self._file = path
+        self._file = path = Path(path)
         found = read_tokenizer_json(path) if path.suffix == ".json" else _read_ranks(path)
-        ranks, self.special_tokens = dict(found.ranks), found.special
-        self._ranks = found.ranks
+        self._ranks, self.special_tokens, ranks = found.ranks, found.special, dict(found.ranks)
         self.n_words = len(ranks) + len(self.special_tokens)
         # tiktoken panics on a byte that has no rank: such bytes get ids past the vocabulary, which encode drops
         absent = [bytes([b]) for b in range(256) if bytes([b]) not in ranks]
@@ -105,13 +105,10 @@ class Tokenizer:
             path.parent.name, pat_str=found.pattern, mergeable_ranks=ranks, special_tokens=self.special_tokens
         )
         self.bos_id = self.special_tokens.get(found.bos)
-        marks = {"<|start_header_id|>": ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")}
-        marks |= {"<|im_start|>": ("<|im_end|>", "<|endoftext|>")}
-        marks = {m: ends for m, ends in marks.items() if m in self.special_tokens}
-        said = [m for m in marks if m in chat_template] if chat_template else list(marks)
-        self.chat_mark = next(iter(said), None)
+        marks = (m for m in CHATS if m in self.special_tokens and (m in chat_template or not chat_template))
+        self.chat_mark = next(marks, None)
         self.is_llama3 = self.chat_mark == "<|start_header_id|>"
-        ends = marks.get(self.chat_mark, ("<|end_of_text|>", "<|endoftext|>"))
+        ends = CHATS.get(self.chat_mark, ("<|end_of_text|>", "<|endoftext|>"))
         family = tuple(self.special_tokens[token] for token in ends if token in self.special_tokens)
         self.stop_tokens = family if stop_tokens is None else stop_tokens
         if wrong := [t for t in self.stop_tokens if type(t) is not int or not 0 <= t < self.n_words]:
@@ -123,16 +120,14 @@ class Tokenizer:
     def tokenizer_model(self) -> bytes:
         """The content of a tokenizer.model that gives these ids. Raises CheckpointError where it has no place for added
         tokens: it holds the ranks alone, and the special tokens are those of the family."""
-        lines = sorted((rank, base64.b64encode(token).decode()) for token, rank in self._ranks.items())
-        family = LLAMA3_SPECIAL if lines[0][0] == 0 else SMOLLM2_SPECIAL
-        first = len(lines) if lines[0][0] == 0 else 0
-        if self.special_tokens != {token: first + i for i, token in enumerate(family)}:
+        family = _of_family(self._ranks).special
+        if self.special_tokens != family:
             raise CheckpointError(
                 f"{self._file}: tokenizer.model has no place for other special tokens than its family's, found "
                 f"{sorted(set(self.special_tokens) - set(family))[:5]} or other ids. Save the model without it: "
                 "dataclasses.replace(model, tokenizer=None)"
             )
-        return "".join(f"{token} {rank}\n" for rank, token in lines).encode()
+        return rank_lines(self._ranks)
 
     def encode(
         self, text: str, *, bos: bool | None = None, eos: bool = False, allowed_special=frozenset()
@@ -197,8 +192,7 @@ class Tokenizer:
 
 
 def _read_ranks(path) -> Found:
-    """tokenizer.model. The two families are told apart by the first rank in the file: Llama 3 puts its special tokens
-    behind the ranks, SmolLM2 in front of them."""
+    """tokenizer.model."""
     try:
         lines = [line.split() for line in path.read_text("ascii").splitlines() if line.strip()]
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
@@ -212,7 +206,19 @@ def _read_ranks(path) -> Found:
             f"{path}: expected ranks without gaps from 0 (Llama 3) or 17 (SmolLM2) on, found {len(ranks)} tokens "
             f"from rank {first} on. Copy tokenizer.model again."
         )
-    if first == 0:
+    return _of_family(ranks)
+
+
+def rank_lines(ranks) -> bytes:
+    """The way back: what tokenizer.model holds, of bytes -> rank."""
+    lines = sorted((rank, base64.b64encode(token).decode()) for token, rank in ranks.items())
+    return "".join(f"{token} {rank}\n" for rank, token in lines).encode()
+
+
+def _of_family(ranks) -> Found:
+    """The ranks of a tokenizer.model and what it leaves unsaid. The two families are told apart by the lowest rank:
+    Llama 3 puts its special tokens behind the ranks, SmolLM2 in front of them."""
+    if min(ranks.values()) == 0:
         special = {token: len(ranks) + i for i, token in enumerate(LLAMA3_SPECIAL)}
         return Found(ranks, LLAMA3_PATTERN, special, "<|begin_of_text|>")
     return Found(ranks, SMOLLM2_PATTERN, {token: i for i, token in enumerate(SMOLLM2_SPECIAL)}, None)

@@ -2,17 +2,12 @@
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from ..llama.config import CheckpointError
-from .find import find_checkpoint, read_tensors, reader_of
+from .find import find_checkpoint, reader_of
 from .load import read_tokenizer
-from .sums import check_sum, known_sums
+from .sums import CHECKLIST, READ, check_sum, known_sums
 from .tokenizer import why_no_tokenizer
-
-KNOWN = ("*.pth", "*.safetensors", "*.json", "*.model", "checklist.chk")
 
 
 @dataclass(frozen=True)
@@ -58,43 +53,39 @@ def verify(name) -> Verification:
     """
     rows = []
 
-    def row(what, look):
-        """Add what look() says it found, or its error; the value that it returns besides, or None."""
+    def row(what, look, say=str):
+        """Look, and add a row with what say makes of the value, or with the error; the value, or None."""
         try:
-            found, value = look()
-            rows.append(Row(what, found))
+            value = look()
+            rows.append(Row(what, say(value)))
             return value
         except (CheckpointError, OSError) as e:
             rows.append(Row(what, "", str(e)))
 
-    folder = row("folder", lambda: (str(found := find_checkpoint(name)), found))
-    if folder is None:
+    if (folder := row("folder", lambda: find_checkpoint(name))) is None:
         return Verification(str(name), tuple(rows))
-    sums = row("sums", lambda: (f"{len(found := known_sums(folder))} known", found)) or {}
-    there = {f for pattern in KNOWN for f in folder.glob(pattern)}
+    sums = row("sums", lambda: known_sums(folder), lambda found: f"{len(found)} known") or {}
+    there = {f for f in folder.glob("*") if f.suffix in READ or f.name == CHECKLIST}
     for file in sorted(there | set(sums)):
         agrees = lambda file=file: check_sum(file, *sums[file]) if file in sums else "no sum known"
-        row(file.name, lambda file=file, agrees=agrees: (f"{agrees()}, {file.stat().st_size:,} bytes", None))
+        row(file.name, lambda file=file, agrees=agrees: f"{agrees()}, {file.stat().st_size:,} bytes")
     reader = reader_of(folder)
-    config = row("configuration", lambda: (str(c := reader.read_config(folder)).partition("(")[2][:-1], c))
+    config = row("configuration", lambda: reader.read_config(folder), lambda c: str(c).partition("(")[2][:-1])
     if config is not None:
-        row("tensors", lambda: (_tensors(folder, config, rows), None))
-        row("tokenizer", lambda: _tokenizer(folder, config))
+        row("tensors", lambda: _tensors(reader.open_tensors(folder, config), rows))
+        tokens = lambda t: f"{t.n_words} tokens for a vocabulary of {config.vocab_size}"
+        none = lambda _: f"none: {why_no_tokenizer(folder)}"
+        row("tokenizer", lambda: read_tokenizer(folder, config), lambda t: tokens(t) if t else none(t))
     return Verification(str(folder), tuple(rows))
 
 
-def _tensors(folder, config, rows) -> str:
-    report = lambda error: rows.append(Row("tensor", "", str(error)))
+def _tensors(tensors, rows) -> str:
     count, dtypes, bad = 0, set(), len(rows)
-    for _, array in read_tensors(folder, config, report):
-        count, dtypes = count + 1, dtypes | {str(np.dtype(array.dtype))}
-    return (
-        f"{count} of the right shapes, {', '.join(sorted(dtypes))}, {'all' if len(rows) == bad else 'not all'} finite"
-    )
-
-
-def _tokenizer(folder: Path, config):
-    tokenizer = read_tokenizer(folder, config)
-    if tokenizer is None:
-        return f"none: {why_no_tokenizer(folder)}", None
-    return f"{tokenizer.n_words} tokens for a vocabulary of {config.vocab_size}", None
+    for tensor in tensors:
+        count, dtypes = count + 1, dtypes | {str(tensor.pieces[0].tensor.dtype).removeprefix("torch.")}
+        try:
+            tensor.read()
+        except CheckpointError as e:
+            rows.append(Row("tensor", "", str(e)))
+    finite = "all" if len(rows) == bad else "not all"
+    return f"{count} of the right shapes, {', '.join(sorted(dtypes))}, {finite} finite"

@@ -11,9 +11,9 @@ import numpy as np
 from ..llama.config import CheckpointError, LlamaConfig
 from ..llama.sharding import shard_dim
 from ..llama.weights import by_name
-from .meta import tensor_shapes
 from .safetensors import config_json, hugging_face_name, to_halves
 from .sums import digest
+from .tensors import as_torch, tensor_shapes
 
 # Everything that Llama 3.2 has, at a size that is computed at once: grouped heads, scaled RoPE.
 TINY = dict(
@@ -53,7 +53,7 @@ def write_checkpoint(
         (partial / "params.json").write_text(json.dumps(params))
         if tokenizer_model is not None:
             (partial / "tokenizer.model").write_bytes(tokenizer_model)
-        files = sorted(p for p in partial.iterdir())
+        files = sorted(partial.iterdir())
         (partial / "checklist.chk").write_text("".join(f"{digest(f)}  {f.name}\n" for f in files))
     return Path(folder)
 
@@ -65,8 +65,6 @@ def save_official(model, folder, shards=1) -> Path:
     of Meta's code, a warning names them. Raises FileExistsError when the folder is there already, ValueError for a
     number of shards that does not divide the heads, CheckpointError where tokenizer.model cannot hold the tokenizer.
     """
-    import torch
-
     if model.config.unlike_metas_code:
         warnings.warn(f"params.json cannot say that {model.config.unlike_metas_code}", stacklevel=2)
     tensors = {}
@@ -74,9 +72,7 @@ def save_official(model, folder, shards=1) -> Path:
         if name == "output.weight" and model.weights.output is model.weights.tok_embeddings:
             tensors[name] = tensors["tok_embeddings.weight"]
         else:
-            bits = x.view("uint16") if x.dtype == "bfloat16" else x
-            tensor = torch.from_numpy(np.array(bits))
-            tensors[name] = tensor.view(torch.bfloat16) if x.dtype == "bfloat16" else tensor
+            tensors[name] = as_torch(np.array(x))
     tokenizer = model.tokenizer.tokenizer_model() if model.tokenizer else None
     return write_checkpoint(folder, model.config.params(), tensors, tokenizer, shards)
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from ..llama.model import KVCache, check_inputs, transformer
+from ..llama.sharding import gathered, of_cache
 
 KINDS = {
     "sink": "the first token",
@@ -43,9 +44,9 @@ def kinds(model, length: int = 48, rows: int = 4, seed: int = 0) -> dict[str, np
     """
     tokens = repeated(model, length, rows, seed)
     T = tokens.shape[1]
-    cache = KVCache.new(model.config, rows, T, model.dtype)
+    cache = KVCache.new(model.config, rows, T, model.dtype, of_cache(model.weights, rows))
     check_inputs(model.config, tokens, 0, cache)
-    shares = np.asarray(_shares(model.weights, model.config, tokens, cache, length))
+    shares = np.asarray(gathered(_shares(model.weights, model.config, tokens, cache, length)))
     return dict(zip(KINDS, np.moveaxis(shares, 1, 0), strict=True))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import KVCache, block, by_query_head, head, no_tap, positions_and_mask, recorder, xfmr
+from ..llama.sharding import gathered, of_cache
 from .metrics import attention_metrics, collector, trace_metrics
 from .trace import Trace, new_trace
 
@@ -55,13 +56,15 @@ def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool
     """
     tokens = model.encode(prompt)
     _check_names(model, [*changes, *keep])
-    cache = KVCache.new(model.config, len(tokens), tokens.shape[1] + max_new_tokens, model.dtype)
+    slots, where = tokens.shape[1] + max_new_tokens, of_cache(model.weights, len(tokens))
+    cache = KVCache.new(model.config, len(tokens), slots, model.dtype, where)
     now, parts, kept = tokens, [], None
     for n in range(max_new_tokens + 1):
         start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
         logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep)
+        part, seen = gathered(({"logits": logits} | found, {} if n else seen))
         kept = kept if n else {name: np.asarray(x) for name, x in seen.items()}
-        parts.append({name: np.asarray(x) for name, x in ({"logits": logits} | found).items()})
+        parts.append({name: np.asarray(x) for name, x in part.items()})
         if n < max_new_tokens:
             now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
             tokens = np.concatenate([tokens, now], 1)

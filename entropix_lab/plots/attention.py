@@ -1,12 +1,13 @@
 """The figures of attention: what is measured of it by layer and head, and the heads themselves to look at."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.patches import Rectangle
 
 from ..colours import BLUE, GREEN, ORANGE, PURPLE, RED
-from .entropy import _label, trace_of
-from .style import figure, styled
+from .entropy import trace_of
+from .style import figure, styled, token_label
 
 
 @styled
@@ -33,9 +34,9 @@ def attention_entropy(gen):
 def attention_positions(live, measured: dict, relative: dict):
     """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
     each value the mean of 15 neighbours."""
-    fig, axes = figure(1, 2, figsize=(12, 4), sharex=True)
+    fig, axes = figure(1, 2, figsize=(10, 3.4), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
-    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest possible")):
+    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest")):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
             ax.plot(live, _running_mean(values), style, color=colour, lw=1.8, label=name)
         top = 1.3 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend
@@ -67,8 +68,8 @@ def attention_map(probs, labels):
         ax.set_title(f"head {i}")
         ax.set_xticks(range(T), labels, rotation=90, fontsize=8)
         ax.set_yticks(range(T), labels, fontsize=8)
-    fig.supxlabel("attended token")
-    fig.supylabel("token that attends")
+    fig.supxlabel("attended token", fontsize=10)
+    fig.supylabel("token that attends", fontsize=10)
     fig.colorbar(image, ax=axes, label="probability", shrink=0.7)
     return axes
 
@@ -82,14 +83,15 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     as in the large map.
     """
     L, N, T, _ = probs.shape
-    norm, names = PowerNorm(0.5, 0, 1), names or {}
+    look = dict(norm=PowerNorm(0.5, 0, 1), cmap=plt.get_cmap("cividis", 16), interpolation="nearest")
+    names = names or {}
     fig, axes = figure(1, 2, figsize=(12, 5.4), width_ratios=(1, 2.05))
     sheet = np.full((N * (T + 2), L * (T + 2)), np.nan)
     for i, j in np.ndindex(L, N):
         past = np.where(np.tri(T, dtype=bool), probs[i, j, :, :T], np.nan)
         sheet[j * (T + 2) : j * (T + 2) + T, i * (T + 2) : i * (T + 2) + T] = past
     one, sheet_ax = axes
-    sheet_ax.imshow(sheet, norm=norm, cmap="cividis", aspect="auto")
+    sheet_ax.imshow(sheet, aspect="auto", **look)
     for (i, j), colour in [(at, RED) for at in names] + [((layer, head), "black")]:
         corner = (i * (T + 2) - 1.5, j * (T + 2) - 1.5)
         sheet_ax.add_patch(Rectangle(corner, T + 2, T + 2, fill=False, color=colour, lw=1.6, clip_on=False))
@@ -98,9 +100,9 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     sheet_ax.set_yticks(np.arange(N) * (T + 2) + T / 2, range(N))
     sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads")
     past = np.ma.masked_where(~np.tri(T, dtype=bool), probs[layer, head, :, :T])
-    image = one.imshow(past, norm=norm, cmap="cividis")
-    one.set_xticks(range(T), map(_label, pieces), rotation=90, fontsize=7)
-    one.set_yticks(range(T), map(_label, pieces), fontsize=7)
+    image = one.imshow(past, **look)
+    one.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
+    one.set_yticks(range(T), map(token_label, pieces), fontsize=7)
     name = names.get((layer, head))
     one.set(xlabel="attended token", title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""))
     for ax in axes:

@@ -4,8 +4,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from ..colours import BLUE, ORANGE, RED
-from .entropy import _label
-from .style import figure, styled
+from .style import figure, styled, token_label
 
 MEASURES = (("surprisal", "nats", RED, "o-"), ("entropy", "nats", BLUE, "s-"), ("varentropy", "nats²", ORANGE, "^-"))
 
@@ -43,11 +42,14 @@ def patching(measured: dict, layers, pieces, n: int):
     fig, axes = figure(1, len(measured), figsize=(12, 3.9), sharey=True)
     for ax, (title, (values, unit)) in zip(axes, measured.items(), strict=True):
         top = 1 if unit == "probability" else None
-        image = ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=top)
-        ax.set_xticks(range(len(pieces)), map(_label, pieces), rotation=45, fontsize=9)
+        ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=top)
+        ax.set_xticks(range(len(pieces)), map(token_label, pieces), rotation=45, fontsize=9)
         ax.set_yticks(range(0, len(layers), 2), layers[::2])
         ax.set(title=title, xlabel="patched position")
         ax.grid(False)
-        fig.colorbar(image, ax=ax, label=f"{unit}, mean of {n} pairs", pad=0.02)
+    for unit in dict.fromkeys(unit for _, unit in measured.values()):  # one bar to a unit
+        alike = [ax for ax, (_, u) in zip(axes, measured.values(), strict=True) if u == unit]
+        fig.colorbar(alike[0].images[0], ax=alike, label=f"{unit}, mean of {n} pairs", pad=0.02)
+    fig.get_layout_engine().set(wspace=0.08)  # else a bar's label touches the next map
     axes[0].set_ylabel("after layer")
     return axes

@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from ..colours import BLUE, COLOURS, GREEN, ORANGE, RED, SKY
 from ..sampling import NAMES
-from .style import figure, styled
+from .style import figure, styled, token_label
 
 MARKERS = "os^Dv"
 GROUND = "YlOrBr"  # text stays black on it, and it survives greyscale
@@ -20,16 +20,10 @@ def trace_of(gen):
     return trace
 
 
-def _label(piece: str) -> str:
-    """A token's text for a tick or a mark: spaces at its ends seen, line ends as one character, no mathtext."""
-    text = piece.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
-    return ("·" if text.startswith(" ") else "") + text.strip() if text.strip() else "·" * max(1, len(text))
-
-
 def _token_axis(ax, trace):
     if len(trace) <= 90:
         ax.set_xticks(
-            range(len(trace)), map(_label, trace.pieces), rotation=90, fontsize=8 if len(trace) <= 60 else 6.5
+            range(len(trace)), map(token_label, trace.pieces), rotation=90, fontsize=8 if len(trace) <= 60 else 6.5
         )
     ax.set_xlim(-0.6, len(trace) - 0.4)
 
@@ -85,14 +79,15 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     for i in np.unique(kinds):
         style = dict(s=22, alpha=0.75, lw=0, marker=MARKERS[i % 5], color=COLOURS[i % 5])
         ax.scatter(H[kinds == i], V[kinds == i], label=f"{name(i)} ({(kinds == i).sum()})", **style)
-    ax.set(xlim=(-0.1, max(H.max(), lines[0]) * 1.12), ylim=(-0.2, max(V.max(), lines[1]) * 1.1))
+    right, top = max(H.max(), lines[0]), max(V.max(), lines[1])
+    ax.set(xlim=(-0.1, 1.12 * right), ylim=(-0.08 * top, 1.1 * top))  # below 0 there is room for the corners' names
     ax.axvline(lines[0], color="black", lw=0.8, ls=":")
     ax.axhline(lines[1], color="black", lw=0.8, ls=":")
     corners = (("sure", 0, 0), ("a few alike", 1, 0), ("one leads", 0, 1), ("many, unequal", 1, 1))
     for text, x, y in corners:
         where = dict(ha=("left", "right")[x], va=("bottom", "top")[y], transform=ax.transAxes)
         ax.text(0.01 + 0.98 * x, 0.01 + 0.98 * y, text, color="0.45", fontsize=9, style="italic", **where)
-    _mark(ax, H, V, [_label(p) for p in pieces], labels)
+    _mark(ax, H, V, [token_label(p) for p in pieces], labels)
     ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", title=f"n = {len(H)} tokens")
     if len(np.unique(kinds)) > 1:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9)
@@ -177,9 +172,9 @@ def lens_words(gen, every: int = 2, furthest: int = 1000):
     norm = LogNorm(1, furthest + 1, clip=True)
     image = ax.imshow(ranks + 1, aspect="auto", origin="lower", cmap="Blues_r", norm=norm)
     for (row, t), rank in np.ndenumerate(ranks):
-        word = _label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
+        word = token_label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
         colour = "white" if norm(rank + 1) < 0.45 else "black"
-        ax.text(t, row, word, ha="center", va="center", fontsize=6.5, color=colour, clip_on=True)
+        ax.text(t, row, word, ha="center", va="center", fontsize=7.5, color=colour, clip_on=True)
     ax.grid(False)
     _token_axis(ax, trace)
     ax.set_yticks(range(len(layers)), layers)
@@ -197,12 +192,12 @@ def two_outcomes():
     mixture = lambda p, k: np.array([p, *[(1 - p) / k] * k])
     moments = lambda q: ((q * -np.log(q)).sum(), (q * np.log(q) ** 2).sum() - (q * np.log(q)).sum() ** 2)
     p = np.linspace(0.001, 0.999, 999)
-    fig, axes = figure(1, 2, figsize=(12, 4.2))
+    fig, axes = figure(1, 2, figsize=(9.5, 3.4))
     H, V = np.array([moments(mixture(x, 1)) for x in p]).T
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
     axes[0].axvline(0.5, color="0.5", lw=0.8, ls=":")
-    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.1), ha="center", fontsize=9)
+    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.28), ha="center", fontsize=9)
     axes[0].set(xlabel="probability of the first of two tokens", ylim=(0, 0.85), title="Two tokens")
     axes[0].legend(loc="upper center", ncols=2)
     for k, colour, style in ((1, BLUE, "-"), (10, ORANGE, "--"), (100, GREEN, "-."), (10000, RED, ":")):
@@ -222,7 +217,7 @@ def two_outcomes():
 def prediction(aurocs: dict, calibration, surprisal):
     """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
     right; the same of entropy against surprisal."""
-    fig, axes = figure(1, 3, figsize=(12, 3.9), width_ratios=(1.25, 1, 1))
+    fig, axes = figure(1, 3, figsize=(11, 3.5), width_ratios=(1.25, 1, 1))
     names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
     axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
     axes[0].axvline(0.5, color="black", lw=0.8, ls=":")

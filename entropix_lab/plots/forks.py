@@ -5,8 +5,7 @@ import numpy as np
 from ..colours import BLUE, GREEN, ORANGE, RED
 from ..evaluation.forks import PREDICTORS, found_at, scores
 from ..evaluation.statistics import by_task, interval
-from .entropy import _label
-from .style import figure, styled
+from .style import figure, styled, token_label
 
 DPI = 86  # eleven figures in one notebook, whose pictures are committed
 LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
@@ -109,7 +108,7 @@ def forked_answer(row):
     at, flips = np.arange(len(row["flips"])), np.array(row["flips"], bool)
     for of, colour, label in ((~flips, "0.7", "the verdict stays"), (flips, RED, "the verdict flips")):
         ax.bar(at[of], np.array(row["entropy"])[of], color=colour, width=0.7, label=label)
-    pieces = (f"{_label(a)}\n({_label(b)})" for a, b in zip(row["pieces"], row["second"], strict=True))
+    pieces = (f"{token_label(a)}\n({token_label(b)})" for a, b in zip(row["pieces"], row["second"], strict=True))
     ax.set_xticks(at, pieces, rotation=45, fontsize=8.5)
     ax.set(ylabel="entropy, nats", ylim=(0, 1.25 * max(row["entropy"])))
     ax.legend(loc="upper right")

@@ -5,8 +5,8 @@ import numpy as np
 from ..colours import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY
 from ..evaluation.statistics import interval
 from ..sampling import BRANCHES
-from .entropy import MARKERS, _label
-from .style import figure, styled
+from .entropy import MARKERS
+from .style import figure, styled, token_label
 
 
 @styled
@@ -104,14 +104,15 @@ def branch_plane(entropy, varentropy, branch, sampler):
         of = np.asarray(branch) == i
         label = f"{name} {of.mean():.1%}"
         ax.plot(entropy[of], varentropy[of], marker, color=colour, ms=4, alpha=0.6, mew=0, label=label)
+    small = dict(textcoords="offset points", fontsize=8, color="0.3")
     for name in ("low", "medium", "high"):
         x = getattr(sampler, f"{name}_entropy") * np.log(2)
         ax.axvline(x, color="0.3", ls=":", lw=1.2)
-        ax.annotate(f"{name}\n{x:.2f}", (x, 1), (3, -4), xycoords=("data", "axes fraction"), **SMALL)
+        ax.annotate(f"{name}\n{x:.2f}", (x, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", **small)
     for name in ("low", "high"):
         y = getattr(sampler, f"{name}_varentropy") * np.log(2) ** 2
         ax.axhline(y, color="0.3", ls=":", lw=1.2)
-        ax.annotate(f"{name} {y:.2f}", (1, y), (-4, 3), xycoords=("axes fraction", "data"), **SMALL | RIGHT)
+        ax.annotate(f"{name} {y:.2f}", (1, y), (4, 0), xycoords=("axes fraction", "data"), va="center", **small)
     root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)
     ax.set_xscale("function", functions=root)
     ax.set_yscale("function", functions=root)
@@ -120,24 +121,20 @@ def branch_plane(entropy, varentropy, branch, sampler):
     return ax
 
 
-SMALL = dict(textcoords="offset points", fontsize=8, color="0.3", va="top")
-RIGHT = dict(ha="right", va="bottom")
-
-
 @styled
 def branch_parameters(pieces, info):
-    """What the threshold sampler drew each token of a text with, from what it reported (Generation.info): temperature,
-    top-p, and of how many of the likeliest tokens, coloured by branch."""
+    """What the threshold sampler saw before each token of a text and how warm it drew, from what it reported
+    (Generation.info): entropy (nats), varentropy (nats^2) and temperature, coloured by branch."""
     fig, axes = figure(3, 1, figsize=(12, 4.8), sharex=True)
     at, branch = np.arange(len(pieces)), info["branch"]
-    for ax, name in zip(axes, ("temperature", "top_p", "top_k"), strict=True):
+    for ax, name, unit in zip(axes, ("entropy", "varentropy", "temperature"), (", nats", ", nats²", ""), strict=True):
         for i in np.unique(branch):
             of = branch == i
             count = f"{BRANCHES[i]} ({of.sum()})"
             ax.plot(at[of], info[name][of], MARKERS[i], color=COLOURS[i], ms=5.5, label=count)
-        ax.set(ylabel=name.replace("_", "-"), ylim=(0, 1.15 * info[name].max()))
+        ax.set(ylabel=name + unit, ylim=(0, 1.15 * info[name].max()))
     axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)
-    axes[2].set_xticks(at, map(_label, pieces), rotation=90, fontsize=8)
+    axes[2].set_xticks(at, map(token_label, pieces), rotation=90, fontsize=8)
     axes[2].set_xlim(-0.6, len(pieces) - 0.4)
     return axes
 
@@ -156,5 +153,5 @@ def kept(probabilities, pieces, filters):
         ax[1].plot(np.flatnonzero(mask[:n]), np.full(mask[:n].sum(), y), marker, color=colour, ms=6)
     ax[1].set_yticks(range(len(filters)), [f"{name}: {mask.sum()}" for name, mask in filters.items()])
     ax[1].set_ylim(len(filters) - 0.5, -0.5)
-    ax[1].set_xticks(range(n), map(_label, pieces), rotation=90)
+    ax[1].set_xticks(range(n), map(token_label, pieces), rotation=90)
     return ax

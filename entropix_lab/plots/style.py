@@ -21,3 +21,9 @@ styled = plt.rc_context(STYLE)
 
 def figure(*args, **kwargs):
     return plt.subplots(*args, layout="constrained", **kwargs)
+
+
+def token_label(piece: str) -> str:
+    """A token's text for a tick or a mark: spaces at its ends seen, line ends as one character, no mathtext."""
+    text = piece.replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    return ("·" if text.startswith(" ") else "") + text.strip() if text.strip() else "·" * max(1, len(text))

@@ -5,6 +5,8 @@ its own layers run one by one.
 """
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -62,6 +64,7 @@ class Comparison:
         self.plain = "ours" if ordinary else "plain"
         self.runs |= {} if ordinary else {"plain": run()}
         self.streams = {}  # (view, who) -> the stream that enters the next layer
+        self.beside = ThreadPoolExecutor(1)  # the truth, while the other runs dispatch their programs
         # without the stranger that the layers of ours have beside them: what is wrong with one row alone shows there
         with self._stating("whole"):
             self.whole, self.whole_cache = whole_taps(model, tokens, programs, plan)
@@ -77,16 +80,17 @@ class Comparison:
         if name == "tok_embeddings":
             self._embeddings()
         elif name + "." == prefix:
-            found = self.truth.layer(gathered(self._weights("truth")), self.truth_streams, self.group)
-            truth, before = {view: taps for view, (_, taps) in found.items()}, self.truth_streams["op"]
-            self.truth_streams = {view: x for view, (x, _) in found.items()}
-            self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, before)
+            w = gathered(self._weights("truth"))
+            found = self.beside.submit(self.truth.layer, w, self.truth_streams, self.group)
+            truth = lambda: {view: taps for view, (_, taps) in found.result().items()}
+            self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, self.truth_streams["op"])
+            self.truth_streams = {view: x for view, (x, _) in found.result().items()}
             self._restart_from("")
             self.layer += 1
         elif name == "output":
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
-            truth = self.truth.head(gathered(small), self.truth_streams, self.group)
-            self._compare(lambda op: op, self._run_head, truth, self.truth_streams["op"])
+            found = self.beside.submit(self.truth.head, gathered(small), self.truth_streams, self.group)
+            self._compare(lambda op: op, self._run_head, found.result, self.truth_streams["op"])
         else:
             return
         self.group = {}
@@ -119,7 +123,7 @@ class Comparison:
         self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
         truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}
-        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]}, truth)
+        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]}, lambda: truth)
         if "tok_embeddings" in self.group:
             self.note = other_tokens(self.model, self.tokens, self.valid, self.group["tok_embeddings"])
         self._restart_from("tok_embeddings")
@@ -155,18 +159,23 @@ class Comparison:
         return taps
 
     def _compare(self, name_of, run, truths, op_input=None):
-        """Every tap of one group, in one view after the other. truths: {view: taps}; op_input: what the group reads."""
+        """Every tap of one group, in one view after the other. truths() waits for {view: taps}; op_input: what the
+        group reads."""
         theirs, views, noise = self.group, {op: {} for op in self.group}, {op: {} for op in self.group}
-        for view in VIEWS:
-            pick = lambda taps: {op: taps[op] for op in theirs}
-            ours, key = pick(run("ours", view)), (view, self.groups)
+        pick = lambda taps: {op: taps[op] for op in theirs}
+
+        @cache
+        def true(view):
             with jax.enable_x64(True):
-                truth = {op: jnp.asarray(truths[view][op], jnp.float64) for op in theirs}
-                ours_off = errors(ours, truth)
+                return jax.device_put(pick(truths()[view]))
+
+        for view in VIEWS:
+            ours, key, plain = pick(run("ours", view)), (view, self.groups), None
             if key not in self.judged:
                 plain = ours if self.plain == "ours" else pick(run("plain", view))
-                self.judged[key] = self._judge(view, plain, lambda who: pick(run(who, view)), truth)  # noqa: B023
+                self.judged[key] = self._judge(view, plain, lambda who: pick(run(who, view)), true)  # noqa: B023
             judged = self.judged[key]
+            ours_off = judged.plain if plain is ours else _off(ours, true(view))
             for op, x in ours.items():
                 if x.dtype != judged.dtypes[op]:
                     raise ValueError(
@@ -185,13 +194,13 @@ class Comparison:
             if view == "accumulated":
                 accumulated = direct
             if judged.logits:
-                pick = lambda taps: np.asarray(taps["output"])[self.valid]
-                self.output = logits_of(pick(ours), pick(theirs), pick(truth), judged.logits[0], judged.logits[1:])
+                logits = [np.asarray(taps["output"])[self.valid] for taps in (ours, theirs, true(view))]
+                self.output = logits_of(*logits, judged.logits[0], judged.logits[1:])
         self.groups += 1
-        whole, wide = self._whole_view(), self._wide(op_input, truth)
+        whole, wide = self._whole_view(), self._wide(op_input, true("op"))
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False
-        for op in truths["op"]:  # all of the group's, in their order
+        for op in truths()["op"]:  # all of the group's, in their order
             if op not in theirs:
                 gaps = True
                 continue
@@ -201,8 +210,9 @@ class Comparison:
             share = float(np.max(direct.share[self.valid]))
             self.found.append(Found(row, noise[op], direct.size, share, gaps, wide.get(op)))
 
-    def _judge(self, view, plain, taps_of, truth):
-        """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant."""
+    def _judge(self, view, plain, taps_of, true):
+        """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant;
+        true(view): those of the truth."""
         pick, noise = lambda taps: np.asarray(taps["output"])[self.valid], []
         logits = [pick(plain)] if view == "accumulated" and "output" in plain else []
         for v in VARIANTS:  # one at a time, for their memory
@@ -210,8 +220,7 @@ class Comparison:
             noise.append(errors(other, plain))
             if logits:
                 logits.append(pick(other))
-        with jax.enable_x64(True):
-            theirs, plain_off = errors(self.group, truth), errors(plain, truth)
+        theirs, plain_off = _off(self.group, true(view)), _off(plain, true(view))
         return Judged({op: x.dtype for op, x in plain.items()}, tuple(noise), theirs, plain_off, logits)
 
     def _whole_view(self):
@@ -223,13 +232,13 @@ class Comparison:
         elif "" in self.group:
             before = self.whole[full_name(self.layer - 1, "") if self.layer else "tok_embeddings"]
             run = self.runs["ours"]
-            after, _ = run.layer(self._weights("ours"), before, {}, False)
-            mine = dict(zip(SHOWN, (*run.cache, after), strict=True))
+            after, _ = run.layer(self._weights("ours"), before, self.group, False)
+            mine = dict(zip(SHOWN, (*by_token(*run.cache), after), strict=True))
             cached = by_token(self.whole_cache.k[self.layer], self.whole_cache.v[self.layer])
             whole = dict(zip(SHOWN, (*cached, self.whole[full_name(self.layer, "")]), strict=True))
         elif "output" in self.group:
             before = self.whole[full_name(self.layer - 1, "")]
-            mine = self.runs["ours"].head(self.model.weights, before, {}, False)
+            mine = self.runs["ours"].head(self.model.weights, before, self.group, False)
             whole = {op: self.whole[op] for op in mine}
         else:
             return {}
@@ -246,9 +255,14 @@ class Comparison:
         else:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
-        with jax.enable_x64(True):
-            found = errors({op: taps[op] for op in self.group}, truth)
+        found = _off({op: taps[op] for op in self.group}, truth)
         return {op: self.samples.of(e) for op, e in found.items()}
+
+
+def _off(taps, truth):
+    """{op: errors of taps against the truth}."""
+    with jax.enable_x64(True):
+        return errors(taps, truth)
 
 
 def cached_plan(valid):

@@ -13,6 +13,7 @@ from ..checkpoints import safetensors
 from ..checkpoints.find import find_checkpoint, read_tensors, reader_of
 from ..checkpoints.safetensors import NAMES, config_json, config_of, hugging_face_name, to_halves
 from ..llama.config import dtype_name
+from .reference import module_taps
 
 
 def meta_name(name: str) -> str:
@@ -88,7 +89,6 @@ class HuggingFaceTaps:
         import torch
         from transformers.models.llama import modeling_llama as theirs
 
-        layer, handles = None, []
         turn, softmax = theirs.apply_rotary_pos_emb, torch.nn.functional.softmax
 
         def record(name, x):
@@ -96,40 +96,24 @@ class HuggingFaceTaps:
                 x = to_pairs(x, self.config.head_dim)
             sink(name, x.detach().float().cpu().numpy())
 
-        def enter_layer(name):
-            def hook(module, args):
-                nonlocal layer
-                layer = name
-
-            return hook
-
         def rotate(*args, **kwargs):
             out = turn(*args, **kwargs)
             for name, x in zip(("xq_rope", "xk_rope"), out, strict=True):
-                record(f"{layer}.attention.{name}", x.swapaxes(1, 2))
+                record(f"{layers[-1]}.attention.{name}", x.swapaxes(1, 2))
             return out
 
         def soften(scores, **kwargs):
             masked = scores <= torch.finfo(scores.dtype).min / 2
-            record(f"{layer}.attention.scores", scores.masked_fill(masked, float("-inf")))
+            record(f"{layers[-1]}.attention.scores", scores.masked_fill(masked, float("-inf")))
             probs = softmax(scores, **kwargs)
-            record(f"{layer}.attention.probs", probs.to(scores.dtype))
+            record(f"{layers[-1]}.attention.probs", probs.to(scores.dtype))
             return probs
 
         names = {meta_name(name): module for name, module in self.hf.named_modules()}
-        try:
-            for name, module in names.items():
-                if name.endswith("ffn_norm"):
-                    before = lambda m, args, n=name: record(n.replace("ffn_norm", "h_attn"), args[0])
-                    handles.append(module.register_forward_pre_hook(before))
-                if re.fullmatch(r"layers\.\d+", name):
-                    handles.append(module.register_forward_pre_hook(enter_layer(name)))
-                if re.fullmatch(r"tok_embeddings|norm|output|layers\.\d+(\.\w+norm|\.\w+\.w\w)?", name):
-                    handles.append(module.register_forward_hook(lambda m, args, out, n=name: record(n, out)))
-            theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = rotate, soften
-            with torch.inference_mode():
-                self.hf(torch.tensor(np.asarray(tokens), dtype=torch.long, device=self.hf.device), use_cache=False)
-        finally:
-            theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = turn, softmax
-            for handle in handles:
-                handle.remove()
+        ids = torch.tensor(np.asarray(tokens), dtype=torch.long, device=self.hf.device)
+        with module_taps(names, record) as layers, torch.inference_mode():
+            try:
+                theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = rotate, soften
+                self.hf(ids, use_cache=False)
+            finally:
+                theirs.apply_rotary_pos_emb, torch.nn.functional.softmax = turn, softmax

@@ -27,12 +27,13 @@ class Samples:
     def of(self, errors):
         """(median, worst) of errors [B,T]."""
         errors = np.asarray(errors, np.float64)[self.valid]
-        if np.isnan(errors).any():
-            return float("nan"), float("nan")
-        order = np.argsort(errors)
-        share = np.cumsum(self.weights[order])
-        at = [np.searchsorted(share, share[-1] / 2 * by) for by in (1 - 1e-9, 1 + 1e-9)]
-        return float(errors[order][at].mean()), float(errors.max())
+        order = errors.argsort()  # NaN comes last
+        worst = float(errors[order[-1]])
+        if math.isnan(worst):
+            return worst, worst
+        share = self.weights[order].cumsum()
+        low, high = share.searchsorted((share[-1] / 2 * (1 - 1e-9), share[-1] / 2 * (1 + 1e-9)))
+        return float(errors[order[low]] + errors[order[high]]) / 2, worst
 
 
 # A score so far below its row's largest weighs exp(-100) or less: masked, whatever stands there.
@@ -172,12 +173,14 @@ def _log_softmax(x):
         return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-def kl(p, q) -> np.ndarray:
-    """KL(softmax p || softmax q) of logits [n,V], nats [n], in float64."""
-    of = lambda x, y: (np.exp(x) * (x - y)).sum(-1)
-    step = max(1, (1 << 22) // p.shape[-1])
-    parts = [of(_log_softmax(p[i : i + step]), _log_softmax(q[i : i + step])) for i in range(0, len(p), step)]
-    return np.maximum(np.concatenate(parts), 0)
+def kl(p, *others) -> np.ndarray:
+    """KL(softmax p || softmax q) for each q of others, all logits [n,V]: nats [len(others),n], in float64."""
+    step, parts = max(1, (1 << 22) // p.shape[-1]), []
+    for i in range(0, len(p), step):
+        x = _log_softmax(p[i : i + step])
+        weights = np.exp(x)
+        parts.append([(weights * (x - _log_softmax(q[i : i + step]))).sum(-1) for q in others])
+    return np.maximum(np.concatenate(parts, -1), 0)
 
 
 def pair_noise(plain, others, a, b) -> np.ndarray:
@@ -200,7 +203,7 @@ def logits_of(ours, theirs, truth, plain, variants) -> Output:
     a, b = theirs_first[differ, 0], ours_first[differ, 0]
     margins = theirs[differ, a] - theirs[differ, b]
     noise = pair_noise(plain[differ], [v[differ] for v in variants], a, b)
-    divergence, floor = kl(theirs, ours), max(float(kl(plain, v).max()) for v in variants)
+    (divergence,), floor = kl(theirs, ours), float(kl(plain, *variants).max())
     close = lambda x, y: bool(np.allclose(x, y, rtol=RTOL, atol=ATOL))
     return Output(
         allclose=close(ours, theirs),

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import inspect
 import types
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from ..llama.model import KVCache, check_inputs, xfmr_with_taps
 from ..llama.prefill import resized
 from ..llama.sharding import gathered
 from . import truth
+from .pieces import batch_of, cut, last_rows, put
 from .taps import OUTER_OPS, tap_names
 from .variants import AS_IT_IS, widened
 
@@ -63,6 +63,8 @@ def check_replaceable(name):
 
 
 def _calling(before, name, function):
+    function = _taking_sums(function) if name == "linear" else function
+
     @functools.wraps(function, updated=())
     def call(*args, **kwargs):
         now = getattr(forward, name)
@@ -73,6 +75,20 @@ def _calling(before, name, function):
             setattr(forward, name, now)
 
     return call
+
+
+def _taking_sums(product):
+    """A product of two arguments as one that takes linear's third: operands are widened to the dtype that the sums are
+    to have, and the result is rounded once, after the devices have added their parts of it."""
+    with contextlib.suppress(TypeError, ValueError):  # it takes no third; it has no signature
+        inspect.signature(product).bind(None, None, None)
+        return product
+
+    @functools.wraps(product, updated=())
+    def linear(x, w, sums=None):
+        return product(x, w) if sums is None else product(x.astype(sums), w.astype(sums)).astype(x.dtype)
+
+    return linear
 
 
 def _observer(theirs, forced):
@@ -156,9 +172,9 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     cache = KVCache.new(model.config, B, 2 * max(T, 128) if plan else T, model.dtype)
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:
-        piece = _cut({"tokens": tokens}, start, length)["tokens"]
+        piece = cut({"tokens": tokens}, start, length)["tokens"]
         found, cache = gathered(programs.whole(model.weights, model.config, piece, start, cache))
-        taps = found if length == T else _put(taps, found, start, T)
+        taps = found if length == T else put(taps, found, start, T)
     return taps, resized(cache, T)
 
 
@@ -174,44 +190,49 @@ class Pass:
         self.config, self.variant, self.programs, (self.B, self.T) = config, variant, programs, shape
         self.stranger = stranger
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
-        self.cache = None  # keys and values [B,T,K,H] of the last layer that was run
+        self.cache = None  # keys and values of the last layer that was run, as a KVCache holds them
+        self.form = (), None  # of the last layer that was run, as it came and in the variant's form
 
     def layer(self, w, x, theirs, forced):
         """One layer on the stream x [B,T,D] -> (the stream after it, {op: tap}). forced: every op then reads theirs,
         {op: tap}, where there is one."""
-        forced = jnp.full(len(x) * self.variant.copies, forced)
+        unlike = self.stranger or self.variant.copies > 1
+        if unlike:
+            x, theirs = batch_of((x, theirs), self.variant.copies, self.stranger)
+        forced, start = np.full(len(x), forced), lambda at: np.tile(at, self.variant.copies)
         if self.stranger:
-            x, forced = jnp.concatenate([x[:1, ::-1] / 2, x]), jnp.pad(forced, (1, 0))
-            theirs = {op: jnp.concatenate([jnp.zeros_like(a[:1]), a]) for op, a in theirs.items()}
-        elif self.variant.copies > 1:
-            x, theirs = jax.tree.map(lambda a: jnp.concatenate([a] * self.variant.copies), (x, theirs))
+            forced[0], start = False, lambda at: np.append(np.maximum(at[:1] - 1, 0), at)
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
-        cache = KVCache.new(self.config, len(x), self.T, x.dtype)
-        keys, values = cache.k[0] + unwritten, cache.v[0] + unwritten
-        w, taps = self.variant.form(w), {}
-        for start, length in self.plan:
-            start = np.tile(start, self.variant.copies)
-            start = jnp.asarray(np.append(np.maximum(start[:1] - 1, 0), start) if self.stranger else start)
+        K, H = self.config.n_kv_heads, self.config.head_dim
+        keys, values = (np.full((len(x), K, *shape), unwritten, x.dtype) for shape in ((H, self.T), (self.T, H)))
+        w, taps = self._formed(w), {}
+        for at, length in self.plan:
             whole, pieces = length == self.T, {"stream": x, **theirs}
-            pieces = pieces if whole else _cut(pieces, start, length)
+            pieces = pieces if whole else cut(pieces, start(at), length)
             piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
             piece, keys, values, found = gathered(
                 self.programs.layer(
-                    w, self.config, piece, start, keys, values, read, forced, around=self.variant.around
+                    w, self.config, piece, start(at), keys, values, read, forced, around=self.variant.around
                 )
             )
             found["stream"] = piece
-            taps = found if whole else _put(taps, found, start, self.T)
-        out = taps.pop("stream")
-        self.cache = by_token(keys[-self.B :], values[-self.B :])
-        return out[-self.B :], {op: a[-self.B :] for op, a in taps.items()}
+            taps = found if whole else put(taps, found, start(at), self.T)
+        keys, values, taps = last_rows((keys, values, taps), self.B) if unlike else (keys, values, taps)
+        self.cache = keys, values
+        return taps.pop("stream"), taps
+
+    def _formed(self, w):
+        """The variant's form of a layer, made once for all views."""
+        if len(w) != len(self.form[0]) or any(a is not b for a, b in zip(w, self.form[0], strict=True)):
+            self.form = w, self.variant.form(w)
+        return self.form[1]
 
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
         weights = weights._replace(tok_embeddings=None, layer_weights=())
         weights = weights if self.variant is AS_IT_IS else widened(weights)
-        forced = jnp.full(len(x), forced)
+        forced = np.full(len(x), forced)
         return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
 
 
@@ -238,33 +259,8 @@ class Truth:
         # theirs is read in the last rows, those of the op view
         views = sorted(streams, key=lambda view: view == "op")
         out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
-        cut = lambda a, i: a[i * B : (i + 1) * B]
-        return {view: (cut(out, i), {op: cut(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
-
-
-def _token_axis(op):
-    """Where the tokens lie in one row of a tap."""
-    return 1 if op.endswith((".scores", ".probs")) else 0
-
-
-@partial(jax.jit, static_argnames="length")
-def _cut(taps, start, length):
-    """length tokens of every tap, from start [B] on."""
-    cut = lambda op: lambda a, s: jax.lax.dynamic_slice_in_dim(a, s, length, _token_axis(op))
-    return {op: jax.vmap(cut(op))(a, start) for op, a in taps.items()}
-
-
-@partial(jax.jit, static_argnames="T")
-def _put(taps, pieces, start, T):
-    """The taps of T tokens with those of a piece at start [B]."""
-
-    def put(op, piece):
-        shape, axis = list(piece.shape), _token_axis(op)
-        shape[axis + 1] = T
-        old = taps[op] if taps else jnp.zeros(shape, piece.dtype)
-        return jax.vmap(lambda o, p, s: jax.lax.dynamic_update_slice_in_dim(o, p, s, axis))(old, piece, start)
-
-    return {op: put(op, piece) for op, piece in pieces.items()}
+        of = lambda a, i: a[i * B : (i + 1) * B]
+        return {view: (of(out, i), {op: of(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
 
 
 def our_taps(model, tokens) -> "dict[str, np.ndarray]":

@@ -2,16 +2,16 @@
 
 import contextlib
 import io
+import re
 import sys
 import warnings
 from collections import OrderedDict
 
 import numpy as np
 
-from ..checkpoints import safetensors
-from ..checkpoints.find import find_checkpoint, reader_of
-from ..checkpoints.meta import open_shards, shard_dim, tensor_shapes
+from ..checkpoints.find import find_checkpoint, read_tensors, reader_of
 from ..checkpoints.sums import verify_checksums
+from ..checkpoints.tensors import as_torch
 from ..llama.config import dtype_name
 
 
@@ -36,16 +36,14 @@ def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_bat
         config = config.in_metas_code
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     torch_dtype = getattr(torch, dtype)
-    if reader_of(folder) is safetensors:
-        merged = {name: tensor for name, _, tensor in safetensors.open_tensors(folder, config)}
-    else:
-        merged = _merge(open_shards(folder, config), config)
+    merged = {name: as_torch(array) for name, array in read_tensors(folder, config)}
     with _default_dtype(torch_dtype), _single_rank():
         from llama_models.llama3.args import ModelArgs
         from llama_models.llama3.model import Transformer
 
         transformer = Transformer(ModelArgs(**config.params(), max_seq_len=max_seq_len, max_batch_size=max_batch_size))
-    state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
+    with _beside_jax():
+        state = {name: tensor.to(device, torch_dtype) for name, tensor in merged.items()}
     transformer.load_state_dict(state, strict=True, assign=True)
     return Reference(transformer.eval(), config, dtype, device)
 
@@ -76,8 +74,8 @@ class Reference:
             )
         if tokens.min() < 0 or tokens.max() >= args.vocab_size:
             raise ValueError(f"expected token ids below {args.vocab_size}, found {tokens.min()} to {tokens.max()}")
-        ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
-        with _single_rank():
+        with _beside_jax(), _single_rank():
+            ids = torch.tensor(tokens, dtype=torch.long, device=self.device)
             return self.transformer.forward(ids, start_pos).float().cpu().numpy()
 
     def greedy(self, tokens, max_new_tokens: int) -> np.ndarray:
@@ -104,7 +102,7 @@ class Reference:
         import torch
         from llama_models.llama3 import model as meta
 
-        taps, layer = OrderedDict(), None
+        taps = OrderedDict()
 
         def record(name, x):
             if name in taps:
@@ -112,17 +110,10 @@ class Reference:
             value = x.detach().float().cpu().numpy().copy()
             taps[name] = value if sink is None else sink(name, value)
 
-        def enter_layer(name):
-            def hook(module, args):
-                nonlocal layer
-                layer = name
-
-            return hook
-
         def rope(xq, xk, freqs_cis):
             out = meta_rope(xq, xk, freqs_cis)
             for name, x in zip(("xq_rope", "xk_rope"), out, strict=True):
-                record(f"{layer}.attention.{name}", x)
+                record(f"{layers[-1]}.attention.{name}", x)
             return out
 
         class Functional:
@@ -130,43 +121,57 @@ class Reference:
 
             @staticmethod
             def softmax(scores, dim):
-                record(f"{layer}.attention.scores", scores)
+                record(f"{layers[-1]}.attention.scores", scores)
                 probs = meta_functional.softmax(scores, dim=dim)
-                record(f"{layer}.attention.probs", probs.to(getattr(torch, self.dtype)))
+                record(f"{layers[-1]}.attention.probs", probs.to(getattr(torch, self.dtype)))
                 return probs
 
         meta_rope, meta_functional = meta.apply_rotary_emb, meta.F
-        handles = []
-        try:
-            for name, module in self.transformer.named_modules():
-                leaf = name.rsplit(".", 1)[-1]
-                if leaf == "ffn_norm":
-                    handles.append(
-                        module.register_forward_pre_hook(
-                            lambda m, args, n=name: record(n.replace("ffn_norm", "h_attn"), args[0])
-                        )
-                    )
-                if leaf.isdigit():
-                    handles.append(module.register_forward_pre_hook(enter_layer(name)))
-                if name and leaf not in ("layers", "attention", "feed_forward"):
-                    handles.append(module.register_forward_hook(lambda m, args, out, n=name: record(n, out)))
-            meta.apply_rotary_emb, meta.F = rope, Functional()
-            self.logits(tokens, start_pos)
-        finally:
-            meta.apply_rotary_emb, meta.F = meta_rope, meta_functional
-            for handle in handles:
-                handle.remove()
+        with module_taps(dict(self.transformer.named_modules()), record) as layers:
+            try:
+                meta.apply_rotary_emb, meta.F = rope, Functional()
+                self.logits(tokens, start_pos)
+            finally:
+                meta.apply_rotary_emb, meta.F = meta_rope, meta_functional
         return taps
 
 
-def _merge(shards, config):
-    """Whole tensors from tensor-parallel shards; one shard's are passed on as they are, still mapped."""
+@contextlib.contextmanager
+def module_taps(modules, record):
+    """record(name, tensor) takes what torch modules give out, and what goes into each ffn_norm (h_attn), as they run.
+
+    modules: Meta's name -> module. Yields a list whose last entry is the name of the layer that runs.
+    """
+    layers, handles = [], []
+    try:
+        for name, module in modules.items():
+            if name.endswith("ffn_norm"):
+                before = lambda m, args, n=name: record(n.replace("ffn_norm", "h_attn"), args[0])
+                handles.append(module.register_forward_pre_hook(before))
+            if re.fullmatch(r"layers\.\d+", name):
+                handles.append(module.register_forward_pre_hook(lambda m, args, n=name: layers.append(n)))
+            if re.fullmatch(r"tok_embeddings|norm|output|layers\.\d+(\.\w+norm|\.\w+\.w\w)?", name):
+                handles.append(module.register_forward_hook(lambda m, args, out, n=name: record(n, out)))
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _beside_jax():
+    """Where torch finds no memory on a GPU, its error names what JAX takes of it."""
     import torch
 
-    if len(shards) == 1:
-        return shards[0]
-    join = lambda name: torch.cat([s[name] for s in shards], shard_dim(name))
-    return {n: shards[0][n] if shard_dim(n) is None else join(n) for n in tensor_shapes(config)}
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            "JAX computes on this GPU too, and takes three quarters of its memory at the start unless "
+            "XLA_PYTHON_CLIENT_PREALLOCATE=false is in the environment by then. entropix_lab sets it where it is "
+            "unset: import it before anything is computed"
+        )
+        raise
 
 
 @contextlib.contextmanager

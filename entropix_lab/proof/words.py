@@ -67,8 +67,9 @@ def explain(report) -> str:
     others = [r for r in report.suspects if r is not row]
     if others:
         some = ", ".join(f"{r.tap} ({r.op.limit_ratio:.2g})" for r in others[:5])
+        which = ", the five largest" if len(others) > 5 else ""
         lines.append(
-            f"{len(others)} more operations are wrong on the reference's own inputs (error over limit): {some}."
+            f"{len(others)} more operations are wrong on the reference's own inputs (error over limit{which}): {some}."
         )
     late = sum(r.accumulated.limit_ratio > 1 for r in report.rows)
     lines.append(

@@ -30,7 +30,8 @@ def rewrite(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("stored", "dtype"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32")]
+    ("stored", "dtype"),
+    [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float32"), ("float16", "bfloat16")],
 )
 def test_arrays_have_the_bits_of_the_file(tiny_checkpoint, stored, dtype):
     folder = tiny_checkpoint(stored)
@@ -38,7 +39,7 @@ def test_arrays_have_the_bits_of_the_file(tiny_checkpoint, stored, dtype):
     stored = torch.load(folder / "consolidated.00.pth", weights_only=True)
     for name, array in lab.weights.by_name(weights).items():
         assert str(array.dtype) == dtype
-        assert np.array_equal(np.asarray(array, np.float32), stored[name].float().numpy())
+        assert np.array_equal(np.asarray(array), stored[name].float().numpy().astype(array.dtype))
     assert weights.output is weights.tok_embeddings
 
 

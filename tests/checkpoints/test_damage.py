@@ -130,7 +130,7 @@ DAMAGES = {  # name: (kind, what is done to the folder, what the error says)
     "dtype": (
         "safetensors",
         lambda f: retensor(f / S1, lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int32)})),
-        "norm.weight: expected a float of 16 bits or more, found I32",
+        "norm.weight: expected a float of 16 bits or more, found torch.int32",
     ),
     "NaN": ("safetensors", lambda f: retensor(f / S1, NAN), "norm.weight: expected finite weights, found 1 of 32"),
     "params.json": ("crc", lambda f: edit(f / "params.json", dim=64), "expected shape"),

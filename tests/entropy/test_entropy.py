@@ -16,6 +16,8 @@ import entropix_lab as lab
 from entropix_lab.entropy import metrics as e
 from entropix_lab.llama.model import transformer
 
+pytestmark = pytest.mark.in_haste
+
 LN2 = math.log(2)
 LLAMA3_VOCABULARY = 128256
 
@@ -217,7 +219,7 @@ class TestCollector:
         tokens = tokens_for(tiny32, 3, 9)
         want = run(tiny32, tokens, 9)
         assert want["attention_entropy"].shape == (3, 9, 3, 4) and want["score_magnitude"].shape == (3, 9, 3)
-        longer, noisy = run(tiny32, tokens, 64), run(tiny32, tokens, 32, noise=100.0)
+        longer, noisy = run(tiny32, tokens, 64), run(tiny32, tokens, 64, noise=100.0)
         padded = run(tiny32, np.pad(tokens, ((0, 0), (0, 7))), 16)
         others = run(tiny32, np.concatenate([tokens[:1], tokens[1:] * 0]), 9)
         for name, x in want.items():

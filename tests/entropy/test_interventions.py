@@ -109,3 +109,14 @@ def test_effects_are_differences_of_rows():
     assert [label.get_text() for label in axes[0].get_yticklabels()] == ["one", "two"]
     assert len(lab.plots.layer_effects([found] * 3)) == 3
     plt.close("all")
+
+
+def test_maps_of_one_unit_share_a_bar_and_its_scale():
+    x = np.zeros((3, 2))
+    maps = {"a": (x, "probability"), "b": (x + 0.2, "probability"), "c": (x + 0.5, "nats")}
+    axes = lab.plots.patching(maps, [0, 3, 6], [" of", "$"], 6)
+    bars = [ax.get_ylabel() for ax in axes[0].figure.axes if ax not in axes]
+    assert bars == ["probability, mean of 6 pairs", "nats, mean of 6 pairs"]
+    assert axes[0].images[0].get_clim() == axes[1].images[0].get_clim() == (0, 1)
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["·of", r"\$"]
+    plt.close("all")

@@ -42,15 +42,20 @@ def test_two_processes_are_one(folder):
     one, first, second = map(result, [start(folder, "float32", "dirichlet", 1, 1, 1), *both])
     assert first == second
     assert first["tokens"] == one["tokens"] and first["verdict"] == one["verdict"] == PASSED
-    for found, want in zip(first["trace"], one["trace"], strict=True):
+    for found, want in zip(first["trace"] + first["causes"], one["trace"] + one["causes"], strict=True):
         for a, b in zip(found, want, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
+    for kind, shares in one["heads"].items():
+        np.testing.assert_allclose(first["heads"][kind], shares, atol=1e-6)
+    assert abs(first["effect"] - one["effect"]) < 1e-5 < abs(one["effect"])
     assert 0.5 < first["held"] / one["held"] < 0.51  # half of the matrices and all norms
 
 
 def test_sums_over_four_devices_are_rounded_once(folder):
-    """In bfloat16 the comparison sees it where each device rounds its part of wo's and w2's sums."""
-    assert result(start(folder, "bfloat16", "none", 1, 4, 4))["verdict"] == PASSED
+    """In bfloat16 the comparison sees it where each device rounds its part of wo's and w2's sums; so are those of a
+    product on trial that knows nothing of them."""
+    found = result(start(folder, "bfloat16", "none", 1, 4, 4))
+    assert found["verdict"] == found["on trial"] == PASSED
 
 
 def test_a_size_that_cannot_be_split():
@@ -72,10 +77,11 @@ def test_each_place_on_a_mesh_reads_what_metas_rank_has(tiny_checkpoint, shards)
     model = lab.load_model(folder, "bfloat16")
     theirs = lab.save_hugging_face(model, folder.with_name(f"hf{shards}"))
     for reader, where in ((lab.checkpoint.meta, folder), (lab.checkpoint.safetensors, theirs)):
-        for name, shape, read in reader.read_parts(where, model.config):
-            whole, dim = np.asarray(lab.weights.by_name(model.weights)[name]), lab.sharding.shard_dim(name)
+        for tensor in reader.open_tensors(where, model.config):
+            name, shape, dim = tensor.name, tensor.shape, lab.sharding.shard_dim(tensor.name)
+            whole = np.asarray(lab.weights.by_name(model.weights)[name])
             for rank in range(4) if dim is not None else ():
                 index = [slice(None)] * 2
                 index[dim] = slice(rank * shape[dim] // 4, (rank + 1) * shape[dim] // 4)
-                part = read(tuple(index))
+                part = tensor.read(tuple(index))
                 assert (part == whole[tuple(index)]).all() and part.size == whole.size // 4

@@ -16,6 +16,8 @@ from entropix_lab.proof.measure import relative_error
 from entropix_lab.proof.passes import our_taps
 from entropix_lab.proof.taps import tap_names, tap_shape
 
+pytestmark = pytest.mark.in_haste
+
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 
 
@@ -251,8 +253,9 @@ def test_taps_from_a_file_and_not_all_of_them(pair, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
-def test_rows_of_different_lengths(pair, mode):
-    model, reference = pair
+def test_rows_of_different_lengths(tiny_checkpoint, mode):
+    folder = tiny_checkpoint()
+    model, reference = lab.load_model(folder), lab.load_reference(folder)
     rows = [TOKENS[0], TOKENS[0, 5:12], TOKENS[0, 3:20]]
     report = lab.compare(model, reference, rows, mode)
     assert report.passed and report.output.positions == 24 + 7 + 17
@@ -358,6 +361,16 @@ def test_figures_are_drawn(pair):
     lab.plots.tensor_sizes(model.config)
     lab.plots.attention_map(reference.taps(TOKENS)["layers.0.attention.probs"][0], [str(t) for t in TOKENS[0]])
     plt.close("all")
+
+
+def test_a_full_gpu_names_what_jax_takes_of_it(pair, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pair[1].transformer, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA") as error:
+        pair[1].logits(TOKENS)
+    assert "XLA_PYTHON_CLIENT_PREALLOCATE=false" in error.value.__notes__[0]
 
 
 def test_the_references_greedy_takes_one_prompt_in_either_shape(pair):

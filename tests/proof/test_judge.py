@@ -15,6 +15,8 @@ from entropix_lab.proof.faults import FAULTS
 from entropix_lab.proof.measure import Samples, relative_error
 from entropix_lab.proof.passes import whole_taps
 
+pytestmark = pytest.mark.in_haste
+
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
 
 

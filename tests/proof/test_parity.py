@@ -115,10 +115,10 @@ def test_get_local_llama_logits(tiny_checkpoint):
     assert np.allclose(logits, lab.load_reference(folder).logits(TOKENS[:1]))
 
 
-def test_the_jitted_programs_do_not_depend_on_the_default_precision(demo, demo_reference):
-    tokens = demo.encode("Rounding, and nothing else.")
+def test_the_jitted_programs_do_not_depend_on_the_default_precision(tiny_checkpoint):
+    folder = tiny_checkpoint()
     with jax.default_matmul_precision("bfloat16"):
-        assert lab.compare(demo, demo_reference, tokens).passed
+        assert lab.compare(lab.load_model(folder), lab.load_reference(folder), TOKENS).passed
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

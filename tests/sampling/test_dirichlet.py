@@ -22,6 +22,8 @@ from entropix_lab.sampling.fit import (
     temperature_for_entropy,
 )
 
+pytestmark = pytest.mark.in_haste
+
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "samplers.npz")
 RNG = np.random.default_rng(11)
 metrics = lambda logits: dict(zip(("entropy", "varentropy"), lab.entropy_varentropy(logits), strict=True))

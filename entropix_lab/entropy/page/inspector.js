@@ -75,15 +75,16 @@
     state.layer = Math.floor(layers / 2);
     return { layers, heads, of };
   })();
-  const spanOf = (slot) => [...prompts, ...tokens][slot - data.live + prompts.length];
-  const textOf = (slot) => [...data.prompt, ...data.pieces][slot - data.live + prompts.length];
+  const spans = [...prompts, ...tokens], texts = [...data.prompt, ...data.pieces];
+  const spanOf = (slot) => spans[slot - data.live + prompts.length];
+  const textOf = (slot) => texts[slot - data.live + prompts.length];
 
   // ---- the text and its grounds
   const focus = () => state.pinned ?? state.pointed;
   const shade = () => {
     const back = state.shade === "attention";
     const found = back && focus() !== null ? attention.of(focus(), state.layer, state.head) : new Map();
-    for (const span of [...prompts, ...tokens]) span.style.background = "";
+    for (const span of spans) span.style.background = "";
     text.querySelector(".prompt").style.opacity = back ? 1 : 0.6;
     if (back) {
       for (const [slot, weight] of found) {
