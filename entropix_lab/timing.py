@@ -39,7 +39,7 @@ def _of_a_step(model, position, batch, repeats, of=np.median):
 
     def one():
         nonlocal cache
-        out, cache, _ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
+        out, cache, *_ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
         return out
 
     return median_seconds(one, repeats, of)

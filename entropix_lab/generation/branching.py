@@ -209,7 +209,7 @@ class Lanes:
         going = room > 0
         for count in range(room.max()):
             weights, last = self.model.decode_weights, self.last[:, None]
-            out, self.cache, self.state = step(
+            out, self.cache, self.state, *_ = step(
                 weights, self.model.config, sampler, last, self.position, self.cache, self.state, seeds, count
             )
             token, logprob = jax.device_get(gathered((out["token"], out["logprob"])))

@@ -11,7 +11,7 @@ from ..entropy.metrics import attention_metrics, collector, entropy_varentropy, 
 from ..llama.model import head, no_tap, transformer
 from ..llama.prefill import cache_slots, prefill, resized
 from ..llama.prompts import bucket
-from ..llama.sharding import of_cache
+from ..llama.sharding import everywhere, of_cache
 from ..sampling.draw import likeliest
 
 # Two programs that are both right differ by about this much of the largest logit: nearer candidates are tied.
@@ -36,14 +36,15 @@ def first(weights, config, sampler, read_out, of_row, state, seeds, trace=None):
 
 @partial(jax.jit, static_argnames=("config", "trace"), donate_argnames="cache", compiler_options=EXACT)
 def step(weights, config, sampler, tokens, start_pos, cache, state, seeds, count, trace=None):
-    """Tokens [B,1] at start_pos [B], and the next one: (what the host wants to know of each row, cache, state).
+    """Tokens [B,1] at start_pos [B], and the next one: (what the host wants to know of each row, cache, state, and
+    start_pos and count of the step after it).
 
     trace: None, or a tuple of what it has beside its metrics, "lens" and "attention"."""
     watch = watched(sampler, trace)
     found, tap = ({}, no_tap) if watch is None else collector(None, *watch)
     x, cache = transformer(weights, config, tokens, start_pos, cache, tap)
     out, state = _choose(weights, config, sampler, x, found, state, seeds, count, trace)
-    return out, cache, state
+    return out, cache, state, start_pos + 1, count + 1
 
 
 def watched(sampler, trace) -> tuple[bool] | None:
@@ -97,19 +98,26 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
     of_row = of_row if shared else np.arange(B, dtype=np.int32)
     prompt, cache = read_prompts(model, rows, watched(sampler, trace))
     cache = taken(cache, of_row, of_cache(weights, B)) if shared else cache
-    seeds = np.array(seeds, np.uint32)
+    given = sampler, np.array(seeds, np.uint32), lengths, np.int32(1)
+    sampler, seeds, position, count = _placed(given, everywhere(weights))  # a step then asks nothing of the host
     out, state = first(weights, config, sampler, prompt, of_row, sampler.init(B), seeds, trace)
-    for count in range(1, max_new_tokens + 1):
-        position = lengths + np.int32(count - 1)
-        if count == max_new_tokens or position.min() >= max_seq_len:
+    for n in range(max_new_tokens):
+        if n + 1 == max_new_tokens or lengths.min() + n >= max_seq_len:
             break
-        if position.max() >= cache.max_seq_len:
-            cache = resized(cache, cache_slots(position.max() + 1))
-        token = out["token"][:, None]
-        ahead, cache, state = step(weights, config, sampler, token, position, cache, state, seeds, count, trace)
+        if (needed := lengths.max() + n + 1) > cache.max_seq_len:
+            cache = resized(cache, cache_slots(needed))
+        ahead, cache, state, position, count = step(
+            weights, config, sampler, out["token"][:, None], position, cache, state, seeds, count, trace
+        )
         yield out
         out = ahead
     yield out
+
+
+@partial(jax.jit, static_argnames="where")
+def _placed(tree, where):
+    """A tree of numbers as arrays there. Not device_put, which refuses a plain float where there are processes."""
+    return tree if where is None else jax.lax.with_sharding_constraint(tree, where)
 
 
 @partial(jax.jit, static_argnames="where")

@@ -64,15 +64,16 @@ def rms_norm(x, weight, eps):
 
 def write_rows(slots, rows, start_pos, axis):
     """slots with rows [B,T,K,H] from slot start_pos [B] on. axis: that of the slots, -1 of keys, -2 of values."""
-    T = rows.shape[1]
-    # one token is written twice: to update a single slot XLA on a CPU copies the cache, several it writes in place
-    t = jnp.arange(T) if T > 1 else jnp.zeros(2, int)
 
-    def write(slots, rows, start):
-        at = (..., start + t, *[slice(None)] * (-1 - axis))
-        return slots.at[at].set(jnp.moveaxis(rows[t], 0, axis))
+    def several(slots, rows, start):
+        return jax.lax.dynamic_update_slice_in_dim(slots, jnp.moveaxis(rows, 0, axis), start, axis)
 
-    return jax.vmap(write)(slots, rows, start_pos)
+    def one(slots, rows, start):
+        # by index, and twice: XLA on a CPU updates a slice of one slot only after it has copied the cache
+        at = (..., start + jnp.zeros(2, int), *[slice(None)] * (-1 - axis))
+        return slots.at[at].set(jnp.moveaxis(rows, 0, axis))
+
+    return jax.vmap(one if rows.shape[1] == 1 else several)(slots, rows, start_pos)
 
 
 def attention(w, config, x, freqs_cis, mask, start_pos, cache_k, cache_v, tap):

@@ -54,6 +54,12 @@ def of_cache(weights, batch: int) -> NamedSharding | None:
     return NamedSharding(mesh, P("data" if batch % mesh.shape["data"] == 0 else None, "model"))
 
 
+def everywhere(weights) -> NamedSharding | None:
+    """Where small arrays beside these weights belong: whole on each of their devices, None for the default device."""
+    mesh = getattr(weights.norm.sharding, "mesh", None)
+    return None if mesh is None else NamedSharding(mesh, P())
+
+
 def check_divisible(config, mesh: Mesh) -> None:
     """Raise ValueError for a size of the model that the devices along "model" cannot share evenly."""
     n = mesh.shape["model"]

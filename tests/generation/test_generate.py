@@ -10,6 +10,7 @@ import torch
 
 import entropix_lab as lab
 from entropix_lab.evaluation import Panel
+from entropix_lab.generation.step import steps
 from entropix_lab.llama import prefill
 from entropix_lab.llama.prompts import prompt_rows
 from entropix_lab.sampling import Greedy
@@ -179,6 +180,13 @@ def test_no_compilation_in_steady_state(tiny32):
     assert count() == before
     lab.generate(tiny32, list(range(65)), 2)  # the next bucket is a new program: the count can see one
     assert count() > before
+
+
+def test_a_step_asks_nothing_of_the_host(tiny32):
+    found = steps(tiny32, [[1, 2, 3], [4]], np.array([3, 1], np.int32), 4, lab.samplers.top_p(0.9), [0, 1], 8192)
+    next(found), next(found)
+    with jax.transfer_guard("disallow"):
+        assert next(found)["token"].shape == (2,)
 
 
 def test_a_new_number_needs_no_new_program(tiny32):
