@@ -2,6 +2,7 @@
 
 from .attention import attention_entropy, attention_map, attention_positions, attention_tiles
 from .causes import effects, layer_effects, patching
+from .devices import placement, token_times
 from .entropy import (
     entropy_trace,
     lens_entropy,
