@@ -98,13 +98,18 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     every = max(1, L // 15)
     sheet_ax.set_xticks(np.arange(0, L, every) * (T + 2) + T / 2, range(0, L, every))
     sheet_ax.set_yticks(np.arange(N) * (T + 2) + T / 2, range(N))
-    sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads")
+    framed = ", ".join(f"{kind} {i}.{j}" for (i, j), kind in names.items())
+    sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads" + (f"; framed: {framed}" if names else ""))
     past = np.ma.masked_where(~np.tri(T, dtype=bool), probs[layer, head, :, :T])
     image = one.imshow(past, **look)
     one.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
     one.set_yticks(range(T), map(token_label, pieces), fontsize=7)
     name = names.get((layer, head))
-    one.set(xlabel="attended token", title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""))
+    one.set(
+        xlabel="attended token",
+        ylabel="token that attends",
+        title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""),
+    )
     for ax in axes:
         ax.grid(False)
     fig.colorbar(image, ax=axes, label="probability", shrink=0.7, pad=0.01, location="bottom", aspect=50)

@@ -40,16 +40,18 @@ def patching(measured: dict, layers, pieces, n: int):
     """Layers by patched positions, a map to each measured [layers, positions]: (values, unit) by title. pieces: the
     texts of the patched positions; n: the pairs of prompts that a value is the mean of."""
     fig, axes = figure(1, len(measured), figsize=(12, 3.9), sharey=True)
+    largest = lambda unit: max(np.max(values) for values, u in measured.values() if u == unit)
     for ax, (title, (values, unit)) in zip(axes, measured.items(), strict=True):
-        top = 1 if unit == "probability" else None
+        top = 1 if unit == "probability" else np.ceil(5 * largest(unit)) / 5  # the bar's last mark
         ax.imshow(values, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=top)
         ax.set_xticks(range(len(pieces)), map(token_label, pieces), rotation=45, fontsize=9)
-        ax.set_yticks(range(0, len(layers), 2), layers[::2])
+        ax.set_yticks(range(len(layers)), layers)
         ax.set(title=title, xlabel="patched position")
         ax.grid(False)
     for unit in dict.fromkeys(unit for _, unit in measured.values()):  # one bar to a unit
         alike = [ax for ax, (_, u) in zip(axes, measured.values(), strict=True) if u == unit]
-        fig.colorbar(alike[0].images[0], ax=alike, label=f"{unit}, mean of {n} pairs", pad=0.02)
+        of = f"{unit} in both maps" if len(alike) == 2 else unit
+        fig.colorbar(alike[0].images[0], ax=alike, label=f"{of}, mean of {n} pairs", pad=0.02)
     fig.get_layout_engine().set(wspace=0.08)  # else a bar's label touches the next map
     axes[0].set_ylabel("after layer")
     return axes

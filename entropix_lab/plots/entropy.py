@@ -42,7 +42,7 @@ def entropy_trace(gen):
     top = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
     axes[0].set(ylabel="nats", ylim=(0, top), title=f"Each token of the text ({len(trace)})")
     axes[0].legend(loc="upper right", ncols=2)
-    axes[1].fill_between(at, trace.varentropy, color=SKY, alpha=0.7, lw=0, step="mid")
+    axes[1].stairs(trace.varentropy, np.arange(len(trace) + 1) - 0.5, fill=True, color=SKY, alpha=0.7, lw=0)
     axes[1].set(ylabel="varentropy, nats²", ylim=(0, None))
     kind, taken = trace.taken
     if kind:
@@ -83,7 +83,8 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     ax.set(xlim=(-0.1, 1.12 * right), ylim=(-0.08 * top, 1.1 * top))  # below 0 there is room for the corners' names
     ax.axvline(lines[0], color="black", lw=0.8, ls=":")
     ax.axhline(lines[1], color="black", lw=0.8, ls=":")
-    corners = (("sure", 0, 0), ("a few alike", 1, 0), ("one leads", 0, 1), ("many, unequal", 1, 1))
+    alike = f"{int(np.ceil(np.exp(lines[0])))} or more alike"  # so many have an entropy above the line
+    corners = (("sure", 0, 0), (alike, 1, 0), ("one leads", 0, 1), ("many, unequal", 1, 1))
     for text, x, y in corners:
         where = dict(ha=("left", "right")[x], va=("bottom", "top")[y], transform=ax.transAxes)
         ax.text(0.01 + 0.98 * x, 0.01 + 0.98 * y, text, color="0.45", fontsize=9, style="italic", **where)
@@ -168,7 +169,7 @@ def lens_words(gen, every: int = 2, furthest: int = 1000):
     trace = _with_lens(gen)
     layers = np.arange(trace.lens_rank.shape[1])[::-1][::every][::-1]
     ranks = trace.lens_rank[:, layers].T
-    fig, ax = figure(figsize=(12, 1.3 + 0.25 * len(layers)))
+    fig, ax = figure(figsize=(12, 1.3 + 0.25 * len(layers)), dpi=95)  # small words, whatever the other figures have
     norm = LogNorm(1, furthest + 1, clip=True)
     image = ax.imshow(ranks + 1, aspect="auto", origin="lower", cmap="Blues_r", norm=norm)
     for (row, t), rank in np.ndenumerate(ranks):
@@ -197,17 +198,18 @@ def two_outcomes():
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
     axes[0].axvline(0.5, color="0.5", lw=0.8, ls=":")
-    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.28), ha="center", fontsize=9)
+    axes[0].annotate("50/50: varentropy 0", (0.5, 0), (0.5, 0.28), ha="center", fontsize=9, backgroundcolor="white")
     axes[0].set(xlabel="probability of the first of two tokens", ylim=(0, 0.85), title="Two tokens")
     axes[0].legend(loc="upper center", ncols=2)
     for k, colour, style in ((1, BLUE, "-"), (10, ORANGE, "--"), (100, GREEN, "-."), (10000, RED, ":")):
         H, V = np.array([moments(mixture(x, k)) for x in p]).T
-        axes[1].plot(H, V, style, color=colour, label=f"one, or {k:,} alike" if k > 1 else "one, or another")
+        axes[1].plot(H, V, style, color=colour, label=f"1 against {k:,} equal" if k > 1 else "1 against 1")
     ties = np.array([2, 10, 100, 10000])
     axes[1].plot(np.log(ties), 0 * ties, "ko", ms=5, clip_on=False, zorder=3)
+    below = dict(textcoords="offset points", fontsize=8, color="0.3", ha="center", va="top")
     for k in ties:
-        axes[1].annotate(f"{k:,} alike", (np.log(k), 0), (3, 6), textcoords="offset points", fontsize=8, color="0.3")
-    axes[1].set(xlabel="entropy, nats", ylabel="varentropy, nats²", xlim=(0, 10.5), ylim=(0, None))
+        axes[1].annotate(f"{k:,} equal", (np.log(k), 0), (0, -6), **below)
+    axes[1].set(xlabel="entropy, nats", ylabel="varentropy, nats²", xlim=(-0.3, 10.5), ylim=(-2, None))
     axes[1].set_title("One token, or a tail")
     axes[1].legend(fontsize=9)
     return axes

@@ -147,11 +147,11 @@ def kept(probabilities, pieces, filters):
     fig, ax = figure(2, 1, figsize=(10, 4.4), sharex=True, height_ratios=(2, 1.2))
     n = len(pieces)
     ax[0].bar(range(n), probabilities[:n], color=BLUE, width=0.7)
-    ax[0].set(ylabel="probability")
+    ax[0].set(ylabel="probability", yscale="log", ylim=(probabilities[n - 1] / 2, 1))
     for y, mask in enumerate(filters.values()):
         colour, marker = COLOURS[(y + 1) % 5], MARKERS[y % 5]
         ax[1].plot(np.flatnonzero(mask[:n]), np.full(mask[:n].sum(), y), marker, color=colour, ms=6)
-    ax[1].set_yticks(range(len(filters)), [f"{name}: {mask.sum()}" for name, mask in filters.items()])
+    ax[1].set_yticks(range(len(filters)), [f"{name} keeps {mask.sum()}" for name, mask in filters.items()])
     ax[1].set_ylim(len(filters) - 0.5, -0.5)
     ax[1].set_xticks(range(n), map(token_label, pieces), rotation=90)
     return ax

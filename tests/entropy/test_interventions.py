@@ -116,7 +116,8 @@ def test_maps_of_one_unit_share_a_bar_and_its_scale():
     maps = {"a": (x, "probability"), "b": (x + 0.2, "probability"), "c": (x + 0.5, "nats")}
     axes = lab.plots.patching(maps, [0, 3, 6], [" of", "$"], 6)
     bars = [ax.get_ylabel() for ax in axes[0].figure.axes if ax not in axes]
-    assert bars == ["probability, mean of 6 pairs", "nats, mean of 6 pairs"]
+    assert bars == ["probability in both maps, mean of 6 pairs", "nats, mean of 6 pairs"]
     assert axes[0].images[0].get_clim() == axes[1].images[0].get_clim() == (0, 1)
+    assert axes[2].images[0].get_clim() == (0, 0.6)
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["·of", r"\$"]
     plt.close("all")
