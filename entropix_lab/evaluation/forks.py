@@ -161,6 +161,20 @@ def joined(rows):
     return score, flips, np.repeat(np.arange(len(rows)), length), np.concatenate([np.arange(k) for k in length])
 
 
+def before_right_word(rows, tasks) -> list:
+    """The same records without the forks that cannot flip: where a word must occur, a right answer up to the token that
+    completes the word. Whatever is written after it, the answer passes."""
+    return [_until_it_passes(row, task) for row, task in zip(rows, tasks, strict=True)]
+
+
+def _until_it_passes(row, task):
+    pieces, n = row["pieces"], len(row["flips"])
+    if task.check != "word" or not row["passed"]:
+        return row
+    first = next((k for k in range(1, n) if task.passes("".join(pieces[:k]))), n)
+    return {name: x[:first] if isinstance(x, list) else x for name, x in row.items()}
+
+
 def token_aurocs(rows, n=RESAMPLES) -> dict:
     """How well each score says which tokens flip the verdict: {name: {view: (AUROC, 2.5 %, 97.5 %)}}, tasks resampled.
 

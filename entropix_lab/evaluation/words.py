@@ -23,19 +23,29 @@ def said(tests) -> str:
     if rest:
         gains, losses = ({name: max(x(c), 0) for name, c in rest.items()} for x in (lambda c: c.high, lambda c: -c.low))
         sizes = {name: c.detectable for name, c in rest.items()}
+        step = " at the first step of Holm's correction" if max(c.tests for c in rest.values()) > 1 else ""
         parts.append(
             f"**No difference found** for {listed(rest)}: gains above {between(gains)} and losses above "
-            f"{between(losses)} are excluded; a difference of {between(sizes)} would be found in four cases of five."
+            f"{between(losses)} are excluded; a difference of {between(sizes)} would be found four times in five{step}."
         )
+    return " ".join([*parts, *singly(tests)])
+
+
+def singly(tests) -> list[str]:
+    """A sentence of those of {name: Paired} whose own interval lies beside 0 though the corrected p is not small."""
+    parts, rest = [], {name: c for name, c in tests.items() if c.p >= 0.05}
     for side, beyond in (("below", lambda c: c.high < 0), ("above", lambda c: c.low > 0)):
         if some := [name for name, c in rest.items() if beyond(c)]:
-            parts.append(f"By itself the interval of {listed(some)} lies {side} 0; corrected, this is within chance.")
-    return " ".join(parts)
+            subject = f"The interval of {some[0]} lies" if len(some) == 1 else f"The intervals of {listed(some)} lie"
+            p = listed([f"{rest[name].p:.3f}" for name in some])
+            parts.append(f"{subject} {side} 0 taken singly; after the correction this is not significant (p {p}).")
+    return parts
 
 
 def brief(tests) -> str:
     """The same in one sentence, with the widest bounds of those of which nothing was found."""
-    parts = [f"{name} is {c.words()} ({c.low:+.3f} to {c.high:+.3f})" for name, c in tests.items() if c.p < 0.05]
+    size = lambda c: "{:.3f} to {:.3f}".format(*sorted((abs(c.low), abs(c.high))))
+    parts = [f"{name} is {c.words()} ({size(c)})" for name, c in tests.items() if c.p < 0.05]
     rest = [c for c in tests.values() if c.p >= 0.05]
     if rest:
         bounds = (

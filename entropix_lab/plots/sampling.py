@@ -28,7 +28,7 @@ def accuracy_against_surprisal(runs, plain):
     """Accuracy of sampler runs (a dict of Tallied), with 95 % intervals over tasks, against the mean surprisal of what
     they drew. The names in `plain` are one sampler at several temperatures: a line, against which the others are read.
     """
-    fig, ax = figure(figsize=(8, 4), dpi=86)
+    fig, ax = figure(figsize=(8, 4), dpi=76)
     colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"])
     markers = iter("os^DvPX*")
     line = [(runs[name].mean_surprisal, runs[name].accuracy.mean()) for name in plain]
@@ -43,14 +43,17 @@ def accuracy_against_surprisal(runs, plain):
             fmt="o" if name in plain else next(markers),
             color=colour,
             capsize=3,
+            mfc=colour if name in plain else "white",
+            mew=1.5,
             ms=4 if name in plain else 8,
             zorder=2 if name in plain else 3,
             label=None if name in plain else name,
         )
         if name in plain:  # below all intervals, neighbours' names at two heights
-            place, height = dict(color=BLUE, fontsize=8.5, ha="center"), 0.02 + 0.05 * (plain.index(name) % 2)
+            place, height = dict(color=BLUE, fontsize=8.5, ha="center"), 0.04 + 0.06 * (plain.index(name) % 2)
+            place |= dict(bbox=dict(facecolor="white", lw=0, pad=0.5))
             ax.plot([x, x], [0, low], color=BLUE, lw=0.6, ls=":", zorder=1)
-            ax.annotate(name, (x, height), xycoords=("data", "axes fraction"), backgroundcolor="white", **place)
+            ax.annotate(name, (x, height), xycoords=("data", "axes fraction"), **place)
     ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
     ax.minorticks_off()
@@ -61,9 +64,9 @@ def accuracy_against_surprisal(runs, plain):
 @styled
 def differences(comparisons):
     """A dict of evaluation.Paired as points with 95 % intervals; the grey bars are what this size cannot detect."""
-    fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2), dpi=86)
+    fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2), dpi=76)
     for i, c in enumerate(comparisons.values()):
-        label = "detectable in fewer than four cases of five" if i == 0 else None
+        label = "too small to be found four times in five" if i == 0 else None
         ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
         ax.errorbar(
             c.difference, i, xerr=[[c.difference - c.low], [c.high - c.difference]], fmt="o", color=RED, capsize=3
@@ -80,7 +83,7 @@ def differences(comparisons):
 @styled
 def accuracy_by_slope(runs):
     """Accuracy of {slope: Tallied} with 95 % intervals over tasks, and beside it the surprisal that was to be equal."""
-    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=86, sharex=True)
+    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=76, sharex=True)
     slopes = sorted(runs)
     accuracy = np.array([runs[s].accuracy.mean() for s in slopes])
     low, high = np.array([interval(runs[s].accuracy) for s in slopes]).T

@@ -48,6 +48,15 @@ def test_predictors_are_ranked():
         assert low < value < high and 0.4 < value < 0.6
 
 
+def test_forks_after_the_right_word_are_left_out():
+    fields = {"pieces": ["It", " is", " Par", "is", ".", "!"], "flips": [1, 0, 1, 1, 0, 0]}
+    row, task = fields | {"passed": True}, lab.tasks.Task("Where?", "Paris")
+    (cut,) = forks.before_right_word([row], [task])
+    assert cut == {"pieces": ["It", " is", " Par", "is"], "flips": [1, 0, 1, 1], "passed": True}
+    number = lab.tasks.Task("How many?", "2", "number")
+    assert forks.before_right_word([row | {"passed": False}, row], [task, number]) == [row | {"passed": False}, row]
+
+
 def test_flips_found_at_a_budget():
     answers = list(rows())
     share = np.mean([f for row in answers for f in row["flips"]])

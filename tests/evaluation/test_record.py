@@ -77,11 +77,12 @@ def test_said_names_what_was_found_and_what_is_excluded():
     text = words.said(tests)
     assert text.startswith("**a: better by 0.050** (0.020 to 0.080, p 0.003). **No difference found** for b and c: ")
     assert "gains above 0.000 (c) to 0.010 (b) and losses above 0.050 (b) to 0.060 (c) are excluded" in text
-    assert "0.040 (c) to 0.050 (b) would be found" in text and text.endswith(
-        "of c lies below 0; corrected, this is within chance."
+    found = "0.046 (c) to 0.058 (b) would be found four times in five at the first step"  # z(1 - 0.025 / 3) = 2.394
+    assert found in text and text.endswith(
+        "The interval of c lies below 0 taken singly; after the correction this is not significant (p 0.080)."
     )
     assert words.brief(tests) == (
-        "a is better by 0.050 (+0.020 to +0.080); no difference is found for the other 2 "
+        "a is better by 0.050 (0.020 to 0.080); no difference is found for the other 2 "
         "(gains above 0.010 and losses above 0.060 are excluded for each)."
     )
     assert words.chance((0.6, 0.51, 0.7)) == "above chance" and words.chance((0.5, 0.4, 0.6)) == "not told from chance"
