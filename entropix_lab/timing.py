@@ -33,7 +33,8 @@ def _noise(tree):
 def _of_a_step(model, position, batch, repeats, of=np.median):
     # zeros would share one page of memory
     where = of_cache(model.weights, batch)
-    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), model.dtype, where))
+    dtype = model.decode_weights.output.dtype
+    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), dtype, where))
     tokens, seeds = np.ones((batch, 1), np.int32), np.zeros(batch, np.uint32)
     start_pos = np.full(batch, position, np.int32)
 
@@ -126,7 +127,7 @@ def work(model, position: int, batch: int = 1, tokens: int = 1) -> tuple[float, 
     pieces = -(-tokens // PIECE)
     once = nbytes(weights._replace(tok_embeddings=None, layer_weights=()))
     slots = seen * pieces / tokens  # that all pieces read, each those before it
-    read = pieces * nbytes(weights.layer_weights) + once + slots * cache_bytes(c, 1, batch, model.dtype)
+    read = pieces * nbytes(weights.layer_weights) + once + slots * cache_bytes(c, 1, batch, weights.output.dtype)
     return operations, read
 
 
@@ -139,7 +140,7 @@ def bytes_per_token(model, position: int) -> int:
     """What a single token must read: every weight once (of the embeddings one row), and the cache up to position."""
     weights = model.decode_weights
     read = nbytes(weights._replace(tok_embeddings=None))
-    return read + cache_bytes(model.config, position, dtype=model.dtype)
+    return read + cache_bytes(model.config, position, dtype=weights.output.dtype)
 
 
 def rate(model, batch: int, first: int = 32, new_tokens: int = 64, repeats: int = 3) -> float:

@@ -64,6 +64,7 @@ def rms_norm(x, weight, eps):
 
 def write_rows(slots, rows, start_pos, axis):
     """slots with rows [B,T,K,H] from slot start_pos [B] on. axis: that of the slots, -1 of keys, -2 of values."""
+    rows = rows.astype(slots.dtype)
 
     def several(slots, rows, start):
         return jax.lax.dynamic_update_slice_in_dim(slots, jnp.moveaxis(rows, 0, axis), start, axis)
@@ -97,11 +98,12 @@ def attend(xq, keys, values, mask, tap):
     K = keys.shape[1]
     # query head n reads key/value head n // G: no copies of the keys are made
     xq = xq.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("BKGTH,BKHS->BKGTS", xq, keys, precision=HIGHEST)
+    # as in linear, a cache wider than x rounds its results to x's dtype
+    scores = jnp.einsum("BKGTH,BKHS->BKGTS", xq, keys, precision=HIGHEST).astype(xq.dtype)
     scores = (at_least_float32(scores) / math.sqrt(H)).astype(xq.dtype)
     scores = tap("scores", jnp.where(mask, scores, -jnp.inf))
     probs = tap("probs", softmax(scores))
-    out = jnp.einsum("BKGTS,BKSH->BKGTH", probs, values, precision=HIGHEST)
+    out = jnp.einsum("BKGTS,BKSH->BKGTH", probs, values, precision=HIGHEST).astype(xq.dtype)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
 

@@ -30,7 +30,8 @@ def prefill(run, weights, config, rows):
     padded = np.zeros((len(rows), max(T, lengths.max())), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    dtype, where = weights.tok_embeddings.dtype, of_cache(weights, len(rows))
+    # that of the matrices: on a CPU float32 also for bfloat16, whose products over the cache take twice as long there
+    dtype, where = weights.output.dtype, of_cache(weights, len(rows))
     cache, outs = KVCache.new(config, len(rows), max(T, SMALLEST_CACHE), dtype, where), []
     for first in range(0, lengths.max(), T):
         start_pos = np.minimum(first, np.maximum(lengths - T, 0)).astype(np.int32)
