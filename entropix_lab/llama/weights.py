@@ -109,9 +109,9 @@ def decode_weights(weights: XfmrWeights) -> XfmrWeights | DecodeWeights:
 
     A CPU spends a token's time on reading weights. Stored as [in, out], with one matrix for wq, wk, wv and one for w1,
     w3, a token reads them a fifth faster than as Meta's five matrices, and a batch of 8 takes half the time. bfloat16
-    weights become float32 copies, and the cache beside them is float32 (see prefill), because XLA's products of bfloat16
-    are many times slower there; the forward rounds each result, so the numbers stay those of bfloat16. Costs a copy of
-    all matrices, the output's included.
+    weights become float32 copies, and the cache beside them is float32 (see prefill), as XLA's products of bfloat16 are
+    many times slower there; the forward rounds each result, so the numbers stay those of bfloat16. Costs a copy of all
+    matrices, the output's included.
     """
     if isinstance(weights, DecodeWeights) or not on_one_cpu(weights.norm):
         return weights
