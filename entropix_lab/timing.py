@@ -9,9 +9,8 @@ import numpy as np
 
 from .generation.generate import generate
 from .generation.step import first, read, read_prompts, step
-from .llama.model import KVCache, head, linear, no_tap
-from .llama.prefill import PIECE, cache_slots
-from .llama.sharding import of_cache
+from .llama.model import head, linear, no_tap
+from .llama.prefill import PIECE, cache_beside, cache_dtype, cache_slots
 from .llama.weights import nbytes
 from .sampling.plain import greedy
 
@@ -32,9 +31,7 @@ def _noise(tree):
 
 def _of_a_step(model, position, batch, repeats, of=np.median):
     # zeros would share one page of memory
-    where = of_cache(model.weights, batch)
-    dtype = model.decode_weights.output.dtype
-    cache = _noise(KVCache.new(model.config, batch, cache_slots(position + 1), dtype, where))
+    cache = _noise(cache_beside(model.decode_weights, model.config, batch, cache_slots(position + 1)))
     tokens, seeds = np.ones((batch, 1), np.int32), np.zeros(batch, np.uint32)
     start_pos = np.full(batch, position, np.int32)
 
@@ -127,7 +124,7 @@ def work(model, position: int, batch: int = 1, tokens: int = 1) -> tuple[float, 
     pieces = -(-tokens // PIECE)
     once = nbytes(weights._replace(tok_embeddings=None, layer_weights=()))
     slots = seen * pieces / tokens  # that all pieces read, each those before it
-    read = pieces * nbytes(weights.layer_weights) + once + slots * cache_bytes(c, 1, batch, weights.output.dtype)
+    read = pieces * nbytes(weights.layer_weights) + once + slots * cache_bytes(c, 1, batch, cache_dtype(weights))
     return operations, read
 
 
@@ -140,7 +137,7 @@ def bytes_per_token(model, position: int) -> int:
     """What a single token must read: every weight once (of the embeddings one row), and the cache up to position."""
     weights = model.decode_weights
     read = nbytes(weights._replace(tok_embeddings=None))
-    return read + cache_bytes(model.config, position, dtype=weights.output.dtype)
+    return read + cache_bytes(model.config, position, dtype=cache_dtype(weights))
 
 
 def rate(model, batch: int, first: int = 32, new_tokens: int = 64, repeats: int = 3) -> float:

@@ -17,7 +17,7 @@ from ..llama.weights import (
     LayerWeights,
     SplitLayerWeights,
     XfmrWeights,
-    aligned_copies,
+    aligned,
     decode_layer,
     decode_weights,
     on_one_cpu,
@@ -187,9 +187,10 @@ def _own(array, dtype):
     JAX on a CPU refers to the copy: no second array comes and goes. Those that did stayed in the arenas that malloc
     gives to each of JAX's threads, and took up to 0.6 times the weights.
     """
+    (copy,) = aligned((array.shape, dtype))
     if array.dtype != np.float16:
-        return aligned_copies(array, dtype=dtype)[0]
-    (copy,) = aligned_copies(np.broadcast_to(np.zeros((), dtype), array.shape))
+        copy[...] = array
+        return copy
     # torch takes a third of NumPy's time; of so few rows at once it starts no threads, which are slow on busy cores
     rows = max(1, 2**15 * len(array) // (array.size + 1))
     for ours, theirs in zip(as_torch(copy).split(rows), as_torch(array).split(rows), strict=True):

@@ -5,8 +5,9 @@ from functools import partial
 import jax
 import numpy as np
 
-from ..llama.model import KVCache, check_inputs, transformer
-from ..llama.sharding import gathered, of_cache
+from ..llama.model import check_inputs, transformer
+from ..llama.prefill import cache_beside
+from ..llama.sharding import gathered
 
 KINDS = {
     "sink": "the first token",
@@ -44,7 +45,7 @@ def kinds(model, length: int = 48, rows: int = 4, seed: int = 0) -> dict[str, np
     """
     tokens = repeated(model, length, rows, seed)
     T = tokens.shape[1]
-    cache = KVCache.new(model.config, rows, T, model.dtype, of_cache(model.weights, rows))
+    cache = cache_beside(model.weights, model.config, rows, T)
     check_inputs(model.config, tokens, 0, cache)
     shares = np.asarray(gathered(_shares(model.weights, model.config, tokens, cache, length)))
     return dict(zip(KINDS, np.moveaxis(shares, 1, 0), strict=True))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..llama.model import KVCache, block, by_query_head, head, no_tap, positions_and_mask, recorder, xfmr
-from ..llama.sharding import gathered, of_cache
+from ..llama.prefill import cache_beside
+from ..llama.sharding import gathered
 from .metrics import attention_metrics, collector, trace_metrics
 from .trace import Trace, new_trace
 
@@ -56,8 +57,7 @@ def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool
     """
     tokens = model.encode(prompt)
     _check_names(model, [*changes, *keep])
-    slots, where = tokens.shape[1] + max_new_tokens, of_cache(model.weights, len(tokens))
-    cache = KVCache.new(model.config, len(tokens), slots, model.dtype, where)
+    cache = cache_beside(model.weights, model.config, len(tokens), tokens.shape[1] + max_new_tokens)
     now, parts, kept = tokens, [], None
     for n in range(max_new_tokens + 1):
         start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)

@@ -123,5 +123,4 @@ def _placed(tree, where):
 @partial(jax.jit, static_argnames="where")
 def taken(tree, rows, where=None):
     """Copies of some rows of every array; where: a sharding for all of them."""
-    placed = lambda x: x if where is None else jax.lax.with_sharding_constraint(x, where)
-    return jax.tree.map(lambda x: placed(x[rows]), tree)
+    return _placed(jax.tree.map(lambda x: x[rows], tree), where)

@@ -30,9 +30,7 @@ def prefill(run, weights, config, rows):
     padded = np.zeros((len(rows), max(T, lengths.max())), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
-    # that of the matrices: on a CPU float32 also for bfloat16, whose products over the cache take twice as long there
-    dtype, where = weights.output.dtype, of_cache(weights, len(rows))
-    cache, outs = KVCache.new(config, len(rows), max(T, SMALLEST_CACHE), dtype, where), []
+    cache, outs = cache_beside(weights, config, len(rows), max(T, SMALLEST_CACHE)), []
     for first in range(0, lengths.max(), T):
         start_pos = np.minimum(first, np.maximum(lengths - T, 0)).astype(np.int32)
         cache = resized(cache, bucket(start_pos.max() + T, SMALLEST_CACHE))
@@ -40,6 +38,17 @@ def prefill(run, weights, config, rows):
         out, cache = run(tokens, start_pos, last, cache)
         outs.append(out)
     return outs, cache
+
+
+def cache_beside(weights, config, batch: int, slots: int) -> KVCache:
+    """An empty cache on the devices of these weights, in the dtype in which its products are computed."""
+    return KVCache.new(config, batch, slots, cache_dtype(weights), of_cache(weights, batch))
+
+
+def cache_dtype(weights):
+    """That of the stream, or of the matrices where they are wider: on a CPU decode_weights makes those of a bfloat16
+    model float32, and products over a bfloat16 cache take twice as long there."""
+    return jnp.promote_types(weights.tok_embeddings.dtype, weights.output.dtype)
 
 
 def cache_slots(n) -> int:

@@ -48,7 +48,7 @@ def of_cache(weights, batch: int) -> NamedSharding | None:
     Heads are split over "model". The cache alone decides where rows are computed: split over "data" where the batch
     can be, all of them everywhere where it cannot.
     """
-    mesh = getattr(weights.norm.sharding, "mesh", None)
+    mesh = _mesh_of(weights)
     if mesh is None:
         return None
     return NamedSharding(mesh, P("data" if batch % mesh.shape["data"] == 0 else None, "model"))
@@ -56,8 +56,12 @@ def of_cache(weights, batch: int) -> NamedSharding | None:
 
 def everywhere(weights) -> NamedSharding | None:
     """Where small arrays beside these weights belong: whole on each of their devices, None for the default device."""
-    mesh = getattr(weights.norm.sharding, "mesh", None)
+    mesh = _mesh_of(weights)
     return None if mesh is None else NamedSharding(mesh, P())
+
+
+def _mesh_of(weights) -> Mesh | None:
+    return getattr(weights.norm.sharding, "mesh", None)
 
 
 def check_divisible(config, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 """The weights under Meta's names, in Meta's [out, in] layout, and the form in which single tokens are fastest."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -121,24 +122,30 @@ def decode_weights(weights: XfmrWeights) -> XfmrWeights | DecodeWeights:
 
 
 def decode_layer(w: LayerWeights) -> FusedLayerWeights:
-    """One layer in its fused form, and in the memory from which a CPU reads it fastest (see aligned_copies)."""
+    """One layer in its fused form, and in the memory from which a CPU reads it fastest (see aligned)."""
     return w if isinstance(w, FusedLayerWeights) else FusedLayerWeights(*map(jax.device_put, aligned_copies(*fused(w))))
 
 
-def aligned_copies(*arrays, dtype=None) -> list[np.ndarray]:
-    """Copies of arrays, in dtype where one is given, beside each other in one block of memory that NumPy owns.
+def aligned_copies(*arrays) -> list[np.ndarray]:
+    """Copies of arrays beside each other in aligned memory."""
+    copies = aligned(*((x.shape, x.dtype) for x in arrays))
+    for copy, x in zip(copies, arrays, strict=True):
+        copy[...] = x
+    return copies
+
+
+def aligned(*like) -> list[np.ndarray]:
+    """Arrays of (shape, dtype) each, not yet filled, beside each other in one block of memory that NumPy owns.
 
     Each begins at a multiple of 64 bytes, where JAX on a CPU refers to it instead of copying it once more. NumPy asks
     Linux to make a block of 4 MiB or more of huge pages: one token of a model of 135M is then computed 7 % faster.
     """
-    types = [np.dtype(dtype or x.dtype) for x in arrays]
-    ends = np.cumsum([-(-x.size * t.itemsize // 64) * 64 for x, t in zip(arrays, types, strict=True)])
-    memory = np.empty(ends[-1] + 64, np.uint8)
-    memory, copies = memory[-memory.ctypes.data % 64 :], []
-    for x, t, start in zip(arrays, types, [0, *ends], strict=False):
-        copies.append(memory[start : start + x.size * t.itemsize].view(t).reshape(x.shape))
-        copies[-1][...] = x
-    return copies
+    sizes = [math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in like]
+    starts = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)])
+    memory = np.empty(starts[-1] + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :]
+    parts = [memory[start : start + size] for start, size in zip(starts[:-1], sizes, strict=True)]
+    return [part.view(dtype).reshape(shape) for part, (shape, dtype) in zip(parts, like, strict=True)]
 
 
 def fused(w: LayerWeights) -> FusedLayerWeights:

@@ -16,7 +16,7 @@ from ..compiler import EXACT
 from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
-from ..llama.model import KVCache, check_inputs, xfmr_with_taps
+from ..llama.model import KVCache, by_query_head, check_inputs, xfmr_with_taps
 from ..llama.prefill import resized
 from ..llama.sharding import gathered
 from . import truth
@@ -97,7 +97,7 @@ def _observer(theirs, forced):
     taps = {}
 
     def tap(name, x):
-        taps[name] = x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x  # [B,K,G,T,S] -> [B,N,T,S]
+        taps[name] = by_query_head(x)
         if name not in theirs:
             return x
         rows = forced.reshape(-1, *[1] * (x.ndim - 1))
