@@ -174,8 +174,10 @@ def test_what_is_not_on_trial_runs_once(pair):
 def test_a_function_on_trial_keeps_the_dtype(pair):
     model, reference = pair
     narrow = lambda x, weight, eps: rms_norm(x, weight, eps).astype(jnp.bfloat16)
-    with pytest.raises(ValueError, match="replaced, whole does not run: .* the dtype that it is given"):
+    with pytest.raises(ValueError, match=r"layers\.0\.attention_norm: ours is bfloat16, expected float32"):
         lab.compare(model, reference, TOKENS, replace={"rms_norm": narrow})
+    with pytest.raises(ValueError, match="replaced, whole does not run: .* takes what the one of model.py takes"):
+        lab.compare(model, reference, TOKENS, replace={"rms_norm": lambda x, weight: x})
     with pytest.raises(ValueError, match=r"layers\.0\.attention\.probs: ours is bfloat16, expected float32"):
         lab.compare(model, reference, TOKENS, replace={"softmax": lambda s: jax.nn.softmax(s.astype(jnp.bfloat16), -1)})
 
