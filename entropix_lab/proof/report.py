@@ -147,17 +147,9 @@ class Report:
             return False
         return self.output.allclose or self.dtype == "bfloat16"
 
-    @property
-    def verdict(self) -> str:
-        """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
-        return words.verdict_of(self)
-
-    def explain(self) -> str:
-        """The first divergence in words, and what else is wrong by itself."""
-        return words.explain(self)
-
-    def _repr_html_(self):
-        return words.html(self)
+    verdict = property(words.verdict_of)
+    explain = words.explain
+    _repr_html_ = words.html
 
     def __getitem__(self, tap: str) -> Row:
         row = next((row for row in self.rows if row.tap == tap), None)
