@@ -5,9 +5,10 @@
 
 For each batch and position: milliseconds to the first token, tokens per second of reading the prompt and of decoding
 after it (medians over rounds in which the peers take turns), and their ratio to ours; before that, seconds to load and
-the anonymous memory that loading and one generation take. Each peer has the numbers of threads with which it reads and
-decodes fastest here; ours are XLA's, one to a processor. --json keeps the rows in outputs/peers.json, in the place of
-older rows of the same dtype, batch and position: what takes long can be run in parts.
+the anonymous memory that loading and one generation take. Each peer reads with the number of threads with which it
+reads a short prompt fastest, and decodes with the one that is fastest in that case; ours are XLA's, one to a processor.
+--json keeps the rows in outputs/peers.json, in the place of older rows of the same dtype, batch and position: what
+takes long can be run in parts.
 """
 
 import argparse
@@ -143,7 +144,8 @@ class LlamaCpp:
         file.unlink()
         params = self.llama.context_params  # a context of our own: the class has one for a single sequence
         params.n_ctx, params.n_batch, params.n_ubatch = rows * slots, 2048, 512
-        params.n_seq_max, params.kv_unified = rows, True
+        # a stream of cache to each row: llama.h advises it for rows that share no prefix
+        params.n_seq_max, params.kv_unified = rows, False
         self.context = llama_cpp.llama_init_from_model(self.llama._model.model, params)
         self.vocab = lab.load_config(path).vocab_size
 
@@ -153,8 +155,10 @@ class LlamaCpp:
     def start(self, tokens):
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         self.position, firsts = tokens.shape[1], []
-        for row, ids in enumerate(tokens):
-            firsts.append(self._eval([(int(t), i, row, i == len(ids) - 1) for i, t in enumerate(ids)])[0])
+        together = max(1, 2048 // self.position)  # rows to a call
+        for row in range(0, len(tokens), together):
+            each = [(row + r, ids) for r, ids in enumerate(tokens[row : row + together])]
+            firsts += self._eval([(int(t), i, r, i == len(ids) - 1) for r, ids in each for i, t in enumerate(ids)])
         self.last = np.array(firsts)
         return self.last
 
@@ -220,16 +224,17 @@ def write_gguf(path, file, dtype):
 KINDS = (Ours, Meta, Transformers, CompiledTransformers, LlamaCpp)
 
 
-def best_threads(peer, tokens) -> tuple[int, int]:
-    """The numbers of threads, a power of two or all processors, with which peer reads prompts and decodes fastest."""
-    reading, decoding = {}, {}
-    for threads in sorted({*(2**i for i in range(8) if 2**i <= os.cpu_count()), os.cpu_count()}):
+THREADS = sorted({*(2**i for i in range(8) if 2**i <= os.cpu_count()), os.cpu_count()})
+
+
+def best_threads(peer, run) -> int:
+    """The number of threads with which peer runs fastest. It runs three times with each."""
+    seconds = {}
+    for threads in THREADS:
         peer.use(threads)
-        peer.start(tokens)
-        reading[threads] = min(timed(lambda: peer.start(tokens)) for _ in range(2))
-        peer.decode(4)
-        decoding[threads] = min(timed(lambda: peer.decode(8)) for _ in range(2))
-    return min(reading, key=reading.get), min(decoding, key=decoding.get)
+        run()
+        seconds[threads] = min(timed(run) for _ in range(2))
+    return min(seconds, key=seconds.get)
 
 
 def timed(run) -> float:
@@ -268,6 +273,8 @@ def measured(peers, batch, position, rounds, count, rng) -> list[dict]:
         first[peer.name] = [timed(lambda peer=peer: start.update({peer.name: peer.start(tokens)}))]
         while len(first[peer.name]) < 5 and sum(first[peer.name]) < 4:
             first[peer.name].append(timed(lambda peer=peer: peer.start(tokens)))
+        best = best_threads(peer, lambda peer=peer: peer.decode(4))  # ours tries too, so that all are at one position
+        peer.decoding = os.cpu_count() if isinstance(peer, Ours) else best
         peer.use(peer.decoding)
         peer.decode(2)
     for _ in range(rounds):
@@ -305,7 +312,7 @@ def main():
     peers, rng = [], np.random.default_rng(0)
     where = machine()
     print(json.dumps(where))
-    slots = max(args.positions) + (args.rounds + 1) * args.tokens
+    slots = max(args.positions) + args.rounds * args.tokens + 12 * len(THREADS) + 8
     for kind in (k for k in KINDS if k is Ours or k.name in args.peers):
         try:
             with lab.verdict.peak_memory() as peak:
@@ -317,11 +324,12 @@ def main():
         except ImportError as error:
             print(f"left out: {kind.name} ({error})")
             continue
-        peer.reading, peer.decoding = os.cpu_count(), os.cpu_count()
+        peer.reading = os.cpu_count()
         if kind is not Ours:
-            peer.reading, peer.decoding = best_threads(peer, rng.integers(3, 49152, (1, 64)))
+            prompt = rng.integers(3, 49152, (1, 64))
+            peer.reading = best_threads(peer, lambda peer=peer, prompt=prompt: peer.start(prompt))
         memory = f"peak anonymous memory {peak['bytes'] / 1e6:5.0f} MB"
-        print(f"{kind.name:22} loads in {loaded:5.1f} s, {memory}, threads {peer.reading}, {peer.decoding}", flush=True)
+        print(f"{kind.name:22} loads in {loaded:5.1f} s, {memory}, reads with {peer.reading} threads", flush=True)
         peers.append(peer)
     for batch, position in [(b, p) for b in args.batches for p in args.positions]:
         rows = measured(peers, batch, position, args.rounds, args.tokens, rng)

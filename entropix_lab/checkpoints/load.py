@@ -1,5 +1,6 @@
 """From a model's name or folder to the Model that people load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,6 @@ from tqdm import tqdm
 from ..compiler import use_compilation_cache
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
-from ..llama.prompts import to_numpy
 from ..llama.weights import (
     LayerWeights,
     SplitLayerWeights,
@@ -74,7 +74,7 @@ class Model:
         """
         if isinstance(text_or_tokens, str):
             text_or_tokens = self.require_tokenizer().encode(text_or_tokens)
-        tokens = to_numpy(text_or_tokens)
+        tokens = _to_numpy(text_or_tokens)
         if tokens.size == 0:
             raise ValueError("the prompt is empty: expected at least one token")
         if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
@@ -83,6 +83,30 @@ class Model:
         if (outside := tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]).size:
             raise ValueError(f"token {outside[0]} is outside the vocabulary of {self.config.vocab_size}")
         return np.atleast_2d(tokens).astype(np.int32)
+
+    def prompt_rows(self, prompts) -> list[np.ndarray]:
+        """Token ids [T] of each prompt: of one (a text, ids [T]) or several (a list of those, ids [B,T]).
+
+        Raises ValueError for no prompt at all, and as encode.
+        """
+        given = prompts if isinstance(prompts, Sequence) else _to_numpy(prompts)
+        scalar = lambda x: not isinstance(x, str) and (isinstance(x, int) or getattr(x, "ndim", None) == 0)
+        one = isinstance(prompts, str) or scalar(given) or (len(given) > 0 and scalar(given[0]))
+        rows = [self.encode(p) for p in ([prompts] if one else given)]
+        if not rows:
+            raise ValueError("expected at least one prompt, found an empty list")
+        for row in rows:
+            if len(row) != 1:
+                raise ValueError(f"expected one row of token ids to a prompt, found an array of {row.shape}")
+        return [row[0] for row in rows]
+
+
+def _to_numpy(x) -> np.ndarray:
+    """x as an array on the host: also a tensor of PyTorch's that has a gradient or lives on another device."""
+    try:
+        return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    except (TypeError, ValueError) as e:  # rows of a list that differ in length
+        raise ValueError(f"expected text, or token ids [T] or [B,T], found {type(x).__name__}: {e}") from e
 
 
 @system_errors()

@@ -6,7 +6,7 @@ are put back; every other tensor is the one in the file.
 
 from pathlib import Path
 
-from ..llama.config import CheckpointError, LlamaConfig, ffn_fields
+from ..llama.config import CheckpointError, LlamaConfig, ffn_dim
 from .meta import read_json
 from .tensors import Piece, Tensor, check_tensors, tensor_shapes
 
@@ -113,6 +113,14 @@ def config_of(found: dict, file) -> LlamaConfig:
         )
     except CheckpointError as e:
         raise CheckpointError(f"{file}: {str(e).removeprefix('params.json: ')} (in Meta's names)") from e
+
+
+def ffn_fields(dim: int, width: int) -> tuple[int, float | None]:
+    """(multiple_of, ffn_dim_multiplier) that give a feed-forward layer of exactly this width: the largest power of two
+    up to 256 that divides it, and a multiplier of as few digits as do, or none."""
+    multiple_of, hidden = min(256, width & -width), ffn_dim(dim, 1, None)
+    multipliers = [None, *(round(width / hidden, digits) for digits in range(1, 17)), (width + 0.5) / hidden]
+    return next((multiple_of, m) for m in multipliers if ffn_dim(dim, multiple_of, m) == width)
 
 
 def _rope(file, found) -> dict:

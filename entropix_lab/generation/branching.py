@@ -12,7 +12,6 @@ from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, trace_text
 from ..llama.model import KVCache
 from ..llama.prefill import cache_slots, resized
-from ..llama.prompts import prompt_rows
 from ..llama.sharding import gathered
 from ..sampling.adaptive import BRANCHES, Adaptive, adaptive
 from ..sampling.draw import likeliest
@@ -116,7 +115,7 @@ def branch(
     among the prompts, and how many forks it has passed. trace: as for generate, of the tokens that were kept, from one
     more pass over them. Raises ValueError as generate does, and for a model without a tokenizer."""
     model.require_tokenizer()  # a fork is a choice between texts
-    tokens = prompt_rows(model, prompts)
+    tokens = model.prompt_rows(prompts)
     check(tokens, max_new_tokens, 2**31)
     (seed,), parts = row_seeds(seed, 1), parts_of(trace)
     rows = [Branched(t.tolist()) for t in tokens]

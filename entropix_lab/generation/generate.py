@@ -1,20 +1,17 @@
 """Multi-token generation: prefill and decode are one compiled step, rows of a batch are independent of each other."""
 
 import codecs
-import contextlib
 import html
-import operator
-import sys
 import time
 from dataclasses import dataclass, field
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from ..compiler import canary
 from ..entropy.inspector import notebook_html
 from ..entropy.trace import Trace, new_trace
-from ..llama.prompts import prompt_rows
 from ..llama.sharding import gathered
 from ..sampling.plain import bound, greedy
 from .step import steps
@@ -94,7 +91,7 @@ def generate(
     Raises ValueError for an empty prompt or one that leaves no room below max_seq_len, max_new_tokens below 1, seeds
     that are not one to a prompt, what is no sampler, and text or a stop string without a tokenizer.
     """
-    rows = prompt_rows(model, prompts)
+    rows = model.prompt_rows(prompts)
     seeds = row_seeds(seed, len(rows))
     check(rows, max_new_tokens, max_seq_len)
     trace = parts_of(trace)
@@ -103,10 +100,11 @@ def generate(
     writers = [_Writer(model, i, stop, None if stream is True else stream, sampler) for i in range(len(rows))]
     printer = _Printer(writers) if stream is True else lambda: None
     lengths = np.array([len(row) for row in rows], np.int32)
-    show = progress if progress is not None else sys.stderr.isatty() and len(rows) > 1 and stream is None
+    # None: tqdm shows it in a terminal
+    hidden = not progress if progress is not None else None if len(rows) > 1 and stream is None else True
     found = steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace)
     started, first_token = time.perf_counter(), None
-    with _bar(show, max_new_tokens) as bar:
+    with tqdm(total=max_new_tokens, unit="token", disable=hidden) as bar:
         for count, out in enumerate(found):
             out = jax.device_get(gathered(out))
             first_token = first_token or time.perf_counter()
@@ -214,23 +212,14 @@ class _Printer:
             self.row, self.shown = self.row + 1, 0
 
 
-def _bar(show, total):
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit="token", disable=not show, file=sys.stderr)
-
-
 def row_seeds(seed, count) -> list[int]:
     """A seed to each of count rows. Raises ValueError for one that is no whole number of 32 bits."""
-    seeds = list(seed) if hasattr(seed, "__iter__") and getattr(seed, "ndim", 1) else [seed] * count
-    for s in seeds:
-        with contextlib.suppress(TypeError):
-            if 0 <= operator.index(s) < 2**32:
-                continue
-        raise ValueError(f"expected a seed from 0 to 2**32 - 1, or one to each prompt, found {s!r}")
-    if len(seeds) != count:
-        raise ValueError(f"expected one seed, or one to each of the {count} prompts, found {len(seeds)}")
-    return [int(s) for s in seeds]
+    seeds = np.asarray(seed)
+    if seeds.dtype.kind not in "iu" or not seeds.size or seeds.min() < 0 or seeds.max() >= 2**32:
+        raise ValueError(f"expected a seed from 0 to 2**32 - 1, or one to each prompt, found {seed!r}")
+    if seeds.shape not in ((), (count,)):
+        raise ValueError(f"expected one seed, or one to each of the {count} prompts, found {seeds.size}")
+    return np.broadcast_to(seeds, count).tolist()
 
 
 def parts_of(trace) -> tuple[str, ...] | None:
@@ -244,8 +233,6 @@ def parts_of(trace) -> tuple[str, ...] | None:
 
 
 def check(rows, max_new_tokens, max_seq_len):
-    if not rows:
-        raise ValueError("expected at least one prompt, found an empty list")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
     for i, row in enumerate(rows):

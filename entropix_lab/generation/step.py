@@ -9,8 +9,7 @@ import numpy as np
 from ..compiler import EXACT
 from ..entropy.metrics import attention_metrics, collector, entropy_varentropy, trace_metrics
 from ..llama.model import head, no_tap, transformer
-from ..llama.prefill import cache_slots, prefill, resized
-from ..llama.prompts import bucket
+from ..llama.prefill import bucket, cache_slots, prefill, resized
 from ..llama.sharding import everywhere, of_cache
 from ..sampling.draw import likeliest
 

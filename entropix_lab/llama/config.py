@@ -54,16 +54,13 @@ class LlamaConfig:
     def __post_init__(self):
         if self.n_kv_heads is None:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
-        for name in ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"):
+        whole = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of")
+        multiplier = () if self.ffn_dim_multiplier is None else ("ffn_dim_multiplier",)
+        for name in (*whole, "norm_eps", "rope_theta", *ROPE_SCALING, *multiplier):
+            kind, what = (int, "whole number") if name in whole else (int | float, "number")
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-                raise CheckpointError(f"params.json: {name} must be a positive whole number, found {value!r:.80}")
-        for name in ("norm_eps", "rope_theta", *ROPE_SCALING, "ffn_dim_multiplier"):
-            value = getattr(self, name)
-            if name == "ffn_dim_multiplier" and value is None:
-                continue
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
-                raise CheckpointError(f"params.json: {name} must be a positive number, found {value!r:.80}")
+            if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < 2**31:
+                raise CheckpointError(f"params.json: {name} must be a positive {what}, found {value!r:.80}")
         if not isinstance(self.use_scaled_rope, bool):
             raise CheckpointError(f"params.json: use_scaled_rope must be true or false, found {self.use_scaled_rope!r}")
         for a, b in (("dim", "n_heads"), ("n_heads", "n_kv_heads")):
@@ -76,8 +73,6 @@ class LlamaConfig:
                 "params.json: rope_low_freq_factor must be below rope_high_freq_factor, found "
                 f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}"
             )
-        if self.ffn_dim_multiplier is not None and self.ffn_dim_multiplier > 1000:
-            raise CheckpointError(f"params.json: ffn_dim_multiplier must be about 1, found {self.ffn_dim_multiplier!r}")
         if self.head_dim % 2:
             raise CheckpointError(f"params.json: dim / n_heads must be even for RoPE, found {self.head_dim}")
 
@@ -87,10 +82,8 @@ class LlamaConfig:
         known = {f.name: f.default is MISSING for f in fields(cls) if f.name not in ROPE_SCALING}
         unknown = sorted(set(params) - set(known))
         missing = sorted(name for name, required in known.items() if required and name not in params)
-        if unknown or missing:
-            found = ", ".join(
-                ([f"unknown fields {unknown}"] if unknown else []) + ([f"missing fields {missing}"] if missing else [])
-            )
+        found = ", ".join(f"{what} fields {n}" for what, n in (("unknown", unknown), ("missing", missing)) if n)
+        if found:
             raise CheckpointError(
                 f"params.json: expected the fields {sorted(known)}, found {found}. Fields of quantised, LoRA or vision "
                 "checkpoints are not supported: use the plain text model of the family."
@@ -125,19 +118,11 @@ class LlamaConfig:
     @property
     def ffn_dim(self) -> int:
         """Width of the feed-forward layer, by the rounding rule of Meta's ``FeedForward.__init__``."""
-        return _ffn_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
+        return ffn_dim(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
 
-def _ffn_dim(dim, multiple_of, multiplier):
+def ffn_dim(dim, multiple_of, multiplier):
     hidden = int(2 * (4 * dim) / 3)
     if multiplier is not None:
         hidden = int(multiplier * hidden)
     return multiple_of * ((hidden + multiple_of - 1) // multiple_of)
-
-
-def ffn_fields(dim: int, ffn_dim: int) -> tuple[int, float | None]:
-    """(multiple_of, ffn_dim_multiplier) that give a feed-forward layer of exactly this width: the largest power of two
-    up to 256 that divides it, and a multiplier of as few digits as do, or none."""
-    multiple_of, hidden = min(256, ffn_dim & -ffn_dim), _ffn_dim(dim, 1, None)
-    multipliers = [None, *(round(ffn_dim / hidden, digits) for digits in range(1, 17)), (ffn_dim + 0.5) / hidden]
-    return next((multiple_of, m) for m in multipliers if _ffn_dim(dim, multiple_of, m) == ffn_dim)

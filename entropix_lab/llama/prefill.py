@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from .model import KVCache
-from .prompts import bucket
 from .sharding import of_cache
 
 PIECE = 256  # tokens that are read at once
@@ -51,10 +50,16 @@ def cache_dtype(weights):
     return jnp.promote_types(weights.tok_embeddings.dtype, weights.output.dtype)
 
 
+def bucket(n, least) -> int:
+    """The power of two from least on that holds n: sizes are padded to it, so that few programs are compiled."""
+    return max(least, 1 << (int(n) - 1).bit_length())
+
+
 def cache_slots(n) -> int:
-    """How many slots a cache for n tokens has: a power of two or three quarters of one, so that few are never read."""
-    power = bucket(n, SMALLEST_CACHE)
-    return power * 3 // 4 if SMALLEST_CACHE < power and n <= power * 3 // 4 else power
+    """How many slots a cache for n tokens has: every token reads them all, so a power of two would be too many, and for
+    every size a program is compiled. A multiple of its eighth."""
+    part = max(SMALLEST_CACHE, bucket(n, SMALLEST_CACHE) // 8)
+    return -(-int(n) // part) * part
 
 
 def resized(cache, slots: int):

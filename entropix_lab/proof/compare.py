@@ -19,7 +19,6 @@ from .. import verdict
 from ..compiler import EXACT, canary, without_fusions
 from ..llama.config import ROPE_SCALING
 from ..llama.model import KVCache, check_inputs
-from ..llama.prompts import prompt_rows
 from ..llama.sharding import gathered
 from .comparison import Comparison
 from .hugging_face import HuggingFaceTaps
@@ -185,9 +184,7 @@ def _check_alike(model, reference, what):
 
 def _padded(model, prompts):
     """(tokens [B,T] padded on the right, valid [B,T]) of whatever compare takes as prompts."""
-    rows = prompt_rows(model, prompts)
-    if not rows:
-        raise ValueError("expected at least one prompt, found an empty list")
+    rows = model.prompt_rows(prompts)
     valid = np.arange(max(map(len, rows))) < np.array([len(r) for r in rows])[:, None]
     tokens = np.zeros(valid.shape, np.int32)
     tokens[valid] = np.concatenate(rows)

@@ -7,7 +7,6 @@ import numpy as np
 
 from .. import verdict
 from ..generation.generate import generate
-from ..llama.prompts import prompt_rows
 from ..llama.sharding import gathered
 from .compare import reference_for
 from .measure import pair_noise
@@ -87,8 +86,8 @@ def compare_greedy(model, reference, prompts, max_new_tokens=64, **options) -> G
     """
     if "sampler" in options:
         raise ValueError("compare_greedy has no sampler: Meta's model decodes greedily")
-    rows = prompt_rows(model, prompts)
-    longest = max(map(len, rows), default=0)
+    rows = model.prompt_rows(prompts)
+    longest = max(map(len, rows))
     reference = reference_for(model, reference, 1, longest + max_new_tokens)
     options = {"stop": ()} | options
     ours = generate(model, rows, max_new_tokens, **options)

@@ -12,7 +12,6 @@ import entropix_lab as lab
 from entropix_lab.evaluation import Panel
 from entropix_lab.generation.step import steps
 from entropix_lab.llama import prefill
-from entropix_lab.llama.prompts import prompt_rows
 from entropix_lab.sampling import Greedy
 
 pytestmark = pytest.mark.in_haste
@@ -315,8 +314,8 @@ def test_an_array_is_one_prompt_and_its_rows_are_several(tiny32):
     ones = [np.array(ids), jnp.array(ids), torch.tensor(ids), grad, tuple(ids), [jnp.int32(i) for i in ids]]
     mixed = [torch.tensor(ids), jnp.array([[9, 9, 2]])]
     for given, rows in [*((one, [ids]) for one in ones), (jnp.array(wide), wide), (torch.tensor(wide), wide)]:
-        assert [r.tolist() for r in prompt_rows(tiny32, given)] == rows
-    assert [r.tolist() for r in prompt_rows(tiny32, mixed)] == wide
+        assert [r.tolist() for r in tiny32.prompt_rows(given)] == rows
+    assert [r.tolist() for r in tiny32.prompt_rows(mixed)] == wide
     assert len(lab.generate(tiny32, jnp.array(ids), 2)) == 1
     assert len(lab.trace_text(tiny32, torch.tensor(ids))) == 2
 

@@ -3,8 +3,8 @@ import random
 import pytest
 
 import entropix_lab as lab
+from entropix_lab.checkpoints.safetensors import ffn_fields
 from entropix_lab.checkpoints.write import TINY
-from entropix_lab.llama.config import ffn_fields
 
 
 def test_fields_and_widths_of_llama_3_2():
