@@ -14,7 +14,7 @@ compare: $(STAMP)
 	@$(BIN)/papermill notebooks/$(NOTEBOOK).ipynb outputs/$(NOTEBOOK).ipynb $(PARAMETERS) \
 		--no-progress-bar --log-level ERROR --cwd notebooks < /dev/null || \
 		{ echo "FAIL: see the end of outputs/$(NOTEBOOK).ipynb" ; exit 1; }
-	@$(BIN)/python -c "from entropix_lab import verdict; verdict.show('outputs/$(NOTEBOOK).ipynb')"
+	@$(BIN)/python entropix_lab/verdict.py outputs/$(NOTEBOOK).ipynb
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest

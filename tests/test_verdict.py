@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +25,7 @@ def test_line():
         (["PASS a: b", "a\nFAIL c: d\n"], True),
         (["found: FAIL as planted", "PASS a: b"], False),
         (["no verdict"], True),
+        (["made here: cpu, jax 1, jaxlib 1", "PASS a: b"], False),
     ],
 )
 def test_make_fails_where_a_verdict_does(tmp_path, capsys, printed, fails):
@@ -33,10 +36,12 @@ def test_make_fails_where_a_verdict_does(tmp_path, capsys, printed, fails):
     with pytest.raises(SystemExit) as exit:
         verdict.show(tmp_path / "out.ipynb")
     assert bool(exit.value.code) == fails
-    shown = [line for text in printed for line in text.splitlines() if line.startswith(("PASS", "FAIL"))]
-    assert capsys.readouterr().out.splitlines()[1:] == shown
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    assert "verdict.show('outputs/$(NOTEBOOK).ipynb')" in makefile
+    beginnings = ("PASS", "FAIL", "made here")
+    shown = [line for text in printed for line in text.splitlines() if line.startswith(beginnings)]
+    assert capsys.readouterr().out.splitlines() == shown
+    script = Path(verdict.__file__)
+    done = subprocess.run([sys.executable, "-S", script, tmp_path / "out.ipynb"], capture_output=True, text=True)
+    assert bool(done.returncode) == fails and done.stdout.splitlines() == shown  # without any package
 
 
 def test_listed():
