@@ -98,7 +98,7 @@ def accuracy_by_slope(runs):
 
 
 @styled
-def branch_plane(entropy, varentropy, branch, sampler):
+def branch_plane(entropy, varentropy, branch, sampler, title):
     """Steps in the plane of entropy (nats) and varentropy (nats^2), coloured by the branch that the threshold sampler
     takes, with its share; dotted: its thresholds, which it keeps in bits. The axes are square roots: most steps are
     near the corner."""
@@ -111,6 +111,7 @@ def branch_plane(entropy, varentropy, branch, sampler):
     for name in ("low", "medium", "high"):
         x = getattr(sampler, f"{name}_entropy") * np.log(2)
         ax.axvline(x, color="0.3", ls=":", lw=1.2)
+    fig.suptitle(title, x=0.02, ha="left", fontsize=10.5)  # above the names of the thresholds
         ax.annotate(f"{name}\n{x:.2f}", (x, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", **small)
     for name in ("low", "high"):
         y = getattr(sampler, f"{name}_varentropy") * np.log(2) ** 2
