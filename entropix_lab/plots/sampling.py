@@ -111,7 +111,6 @@ def branch_plane(entropy, varentropy, branch, sampler, title):
     for name in ("low", "medium", "high"):
         x = getattr(sampler, f"{name}_entropy") * np.log(2)
         ax.axvline(x, color="0.3", ls=":", lw=1.2)
-    fig.suptitle(title, x=0.02, ha="left", fontsize=10.5)  # above the names of the thresholds
         ax.annotate(f"{name}\n{x:.2f}", (x, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", **small)
     for name in ("low", "high"):
         y = getattr(sampler, f"{name}_varentropy") * np.log(2) ** 2
@@ -121,6 +120,7 @@ def branch_plane(entropy, varentropy, branch, sampler, title):
     ax.set_xscale("function", functions=root)
     ax.set_yscale("function", functions=root)
     ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", ylim=(0, None), xlim=(0, None))
+    fig.suptitle(title, x=0.02, ha="left", fontsize=10.5)  # above the names of the thresholds
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
     return ax
 
