@@ -164,13 +164,6 @@ class Report:
 
     def to_json(self) -> dict:
         """Everything in the report, as plain types."""
-        return {
-            "verdict": self.verdict,
-            "explanation": self.explain(),
-            "passed": self.passed,
-            "environment": self.environment,
-            "name": self.name,
-            "dtype": self.dtype,
-            "output": self.output and asdict(self.output),
-            "rows": [asdict(row) | {"within_rounding": row.within_rounding} for row in self.rows],
-        }
+        said = {"verdict": self.verdict, "explanation": self.explain(), "passed": self.passed}
+        rows = [asdict(row) | {"within_rounding": row.within_rounding} for row in self.rows]
+        return said | asdict(self) | {"rows": rows}
