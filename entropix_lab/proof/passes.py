@@ -16,12 +16,12 @@ from ..compiler import EXACT
 from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
-from ..llama.model import KVCache, by_query_head, check_inputs, xfmr_with_taps
+from ..llama.model import KVCache, by_query_head
 from ..llama.prefill import resized
 from ..llama.sharding import gathered
 from . import truth
 from .pieces import batch_of, cut, last_rows, put
-from .taps import OUTER_OPS, tap_names
+from .taps import OUTER_OPS
 from .variants import AS_IT_IS, widened
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
@@ -261,13 +261,3 @@ class Truth:
         out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
         of = lambda a, i: a[i * B : (i + 1) * B]
         return {view: (of(out, i), {op: of(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}
-
-
-def our_taps(model, tokens) -> "dict[str, np.ndarray]":
-    """Our taps of one pass over tokens [B,T] as one compiled program, without excess precision, all in memory."""
-    cache = KVCache.new(model.config, *tokens.shape, model.dtype)
-    check_inputs(model.config, tokens, 0, cache)
-    run = jax.jit(xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
-    taps = run(model.weights, model.config, jnp.asarray(tokens), 0, cache)[2]
-    taps = gathered(taps)
-    return {name: np.asarray(taps[name]) for name in tap_names(model.config.n_layers)}

@@ -13,7 +13,6 @@ from entropix_lab.llama.model import rms_norm
 from entropix_lab.llama.rope import apply_scaling
 from entropix_lab.proof.greedy import Decoded, Greedy
 from entropix_lab.proof.measure import relative_error
-from entropix_lab.proof.passes import our_taps
 from entropix_lab.proof.taps import tap_names, tap_shape
 
 pytestmark = pytest.mark.in_haste
@@ -226,7 +225,7 @@ def test_no_such_tap(pair):
         lab.compare(model, {"norm": reference.taps(TOKENS)["norm"]}, TOKENS)["layers.12"]
 
 
-def test_the_schema_is_what_both_models_yield(pair):
+def test_the_schema_is_what_both_models_yield(pair, our_taps):
     model, reference = pair
     theirs, ours = reference.taps(TOKENS), our_taps(model, TOKENS)
     assert list(theirs) == list(ours) == tap_names(12)

@@ -7,7 +7,6 @@ import pytest
 
 import entropix_lab as lab
 from entropix_lab.proof import faults
-from entropix_lab.proof.passes import our_taps
 
 pytestmark = pytest.mark.in_haste
 
@@ -68,7 +67,7 @@ def test_a_fault_leaves_nothing_behind(pair, clean):
     assert lab.compare(*pair, TOKENS).to_json() == clean.to_json()
 
 
-def test_a_piece_of_ones_own_on_trial(pair):
+def test_a_piece_of_ones_own_on_trial(pair, our_taps):
     """What replace is for, and that the whole program, not only its layers, is compared."""
     model, reference = pair
     report = lab.compare(model, reference, TOKENS, replace={"silu": lambda x: x * 0})

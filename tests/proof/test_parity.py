@@ -11,7 +11,6 @@ import torch
 
 import entropix_lab as lab
 from entropix_lab.proof.measure import relative_error
-from entropix_lab.proof.passes import our_taps
 
 HEADS = {"MHA": (4, 4), "GQA": (4, 2), "MQA": (4, 1), "GQA, odd scale": (2, 1)}  # head_dim 16, 16, 16, 32
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 11))
@@ -36,7 +35,7 @@ def test_the_cases_hold_every_pair():
 
 
 @pytest.mark.parametrize(("heads", "scaled", "tied", "dtype"), CASES)
-def test_every_tap_equals_metas(tiny_checkpoint, heads, scaled, tied, dtype):
+def test_every_tap_equals_metas(tiny_checkpoint, our_taps, heads, scaled, tied, dtype):
     n_heads, n_kv_heads = HEADS[heads]
     folder = tiny_checkpoint(dtype, n_heads=n_heads, n_kv_heads=n_kv_heads, use_scaled_rope=scaled, tied=tied)
     model, reference = lab.load_model(folder, dtype), lab.load_reference(folder, dtype)
@@ -122,7 +121,7 @@ def test_the_jitted_programs_do_not_depend_on_the_default_precision(tiny_checkpo
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_weights_that_generate_uses_are_the_same_model(tiny_checkpoint, dtype):
+def test_the_weights_that_generate_uses_are_the_same_model(tiny_checkpoint, our_taps, dtype):
     folder = tiny_checkpoint(dtype, tied=False)
     model = lab.load_model(folder, dtype)
     fused = dataclasses.replace(model, weights=model.decode_weights)
