@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammaln
 
-from .draw import likeliest
-
 TINY = 1e-8
 FLOOR = math.log(TINY)
 EULER = 0.5772156649
@@ -108,14 +106,3 @@ def on_support(logp, ids):
     differ, and that is what bounds the concentration."""
     slack = jax.nn.logsumexp(logp, -1, keepdims=True)
     return jax.nn.log_softmax(jnp.take_along_axis(logp, ids, -1), -1) + jnp.minimum(slack, 0)
-
-
-def fit_distance(logits, support: int = 256, prior: float = 0.1):
-    """Total variation [B] between softmax(logits [B,V]) and the mean of the Dirichlet that is fitted to it on its
-    `support` likeliest tokens (0 on all others); and the part of it that a smaller prior cannot mend, the mass [B] of
-    those others."""
-    x = log_probs(logits)
-    top, ids = likeliest(x, min(support, x.shape[-1]))
-    alpha = fit_dirichlet(on_support(x, ids), prior)
-    shared = jnp.minimum(alpha / jnp.sum(alpha, -1, keepdims=True), jnp.exp(top))
-    return 1 - jnp.sum(shared, -1), 1 - jnp.sum(jnp.exp(top), -1)
