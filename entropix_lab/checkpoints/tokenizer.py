@@ -8,20 +8,11 @@ from ..llama.config import CheckpointError
 from .meta import read_json
 from .tokenizer_json import LLAMA3_PATTERN, SMOLLM2_PATTERN, Found, Unlike, read_tokenizer_json
 
-LLAMA3_SPECIAL = [
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|reserved_special_token_0|>",
-    "<|reserved_special_token_1|>",
-    "<|finetune_right_pad_id|>",
-    "<|step_id|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eom_id|>",
-    "<|eot_id|>",
-    "<|python_tag|>",
-    "<|image|>",
-] + [f"<|reserved_special_token_{i}|>" for i in range(2, 246)]
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|reserved_special_token_1|> "
+    "<|finetune_right_pad_id|> <|step_id|> <|start_header_id|> <|end_header_id|> <|eom_id|> <|eot_id|> <|python_tag|> "
+    "<|image|>"
+).split() + [f"<|reserved_special_token_{i}|>" for i in range(2, 246)]
 SMOLLM2_SPECIAL = (
     "<|endoftext|> <|im_start|> <|im_end|> <repo_name> <reponame> <file_sep> <filename> <gh_stars> <issue_start> "
     "<issue_comment> <issue_closed> <jupyter_start> <jupyter_text> <jupyter_code> <jupyter_output> <jupyter_script> "
