@@ -63,14 +63,6 @@ def measure(logits, scores) -> Metrics:
     )
 
 
-def attention_statistics(scores):
-    """Entropy and varentropy of each head's attention, nats: scores [...,S] -> ([...], [...]). Computed in every layer
-    by cceeb84 and used nowhere; the varentropy is NaN where a probability underflows."""
-    p = jax.nn.softmax(scores, -1)
-    H = -jnp.sum(jnp.where(p > 0, p * jnp.log(p), 0), -1)
-    return H, jnp.sum(p * (jnp.log(p) + H[..., None]) ** 2, -1)
-
-
 def filtered_cceeb84(z, temperature, top_p, top_k):
     """The probabilities that a token is drawn from, ascending, and their ids: logits z [1,V] -> [1,top_k] twice.
 

@@ -23,6 +23,14 @@ TOKENS, N = MODEL["tokens"], int(MODEL["n_prefill"])
 DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
 
+def attention_statistics(scores):
+    """Entropy and varentropy of each head's attention, nats: scores [...,S] -> ([...], [...]). Computed in every layer
+    by cceeb84 and used nowhere; the varentropy is NaN where a probability underflows."""
+    p = jax.nn.softmax(scores, -1)
+    H = -jnp.sum(jnp.where(p > 0, p * jnp.log(p), 0), -1)
+    return H, jnp.sum(p * (jnp.log(p) + H[..., None]) ** 2, -1)
+
+
 def model(dtype, norm_eps=forward.EPS):
     return forward.changed(random_model(DTYPES[dtype]), config=forward.changed(CONFIG, norm_eps=norm_eps))
 
@@ -37,7 +45,7 @@ def logits(revision, dtype, gap):
     if dtype == "f32":
         yield "scores", scores[-1], MODEL[f"{name}_gap{gap}_lastscores"], LOGITS
     if (revision, dtype, gap) == ("cceeb84", "f32", 0):
-        for kind, found in zip(("entropy", "varentropy"), static.attention_statistics(scores[:, :, :, 0]), strict=True):
+        for kind, found in zip(("entropy", "varentropy"), attention_statistics(scores[:, :, :, 0]), strict=True):
             yield kind, found.swapaxes(0, 1), MODEL[f"cceeb84_attnstats_{kind}"], LOGITS
 
 
@@ -96,7 +104,7 @@ def metrics():
         for theirs, ours in names.items():
             got = np.array([np.ravel(getattr(m, ours))[0] for m in rows])
             yield f"{kind} {theirs}", got, g[f"{kind}_{theirs}"], FLOAT32
-    H, V = static.attention_statistics(scores[:, :, 0])
+    H, V = attention_statistics(scores[:, :, 0])
     yield "per head", H, g["attnstats_entropy_nats"], FLOAT32
     yield "per head, varentropy", V, g["attnstats_varentropy_nats2"], FLOAT32
     m = static.measure(*(jnp.asarray(g[f"batch_{x}_f16"], jnp.float32) for x in ("logits", "scores")))
