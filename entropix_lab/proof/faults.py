@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checkpoints.safetensors import to_halves
 from ..llama.model import (
     apply_rotary_emb,
     at_least_float32,
@@ -130,11 +131,6 @@ def _rms_norm_over_the_batch(x, weight, eps):
     return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
 
 
-def _permute_as_hugging_face(w, heads):
-    """Rows of every head from Meta's pairs (2j, 2j+1) to (j, j + H/2)."""
-    return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
-
-
 def _merge_on_the_wrong_axis(w):
     """Two shards of a matrix that was split by rows, laid side by side."""
     return jnp.concatenate(jnp.split(w, 2, axis=0), axis=1).reshape(w.shape)
@@ -200,8 +196,8 @@ FAULTS = (
     Fault("F01", "RoPE pairs (j, j + H/2) with Meta's weights", "layers.0.attention.xq_rope",
           replace={"apply_rotary_emb": _rope_in_halves}, seen="transformers 25199"),
     Fault("F02", "Hugging Face's permuted wq and wk taken for Meta's", "layers.0.attention.wq",
-          _layers(lambda w, c: w._replace(wq=_permute_as_hugging_face(w.wq, c.n_heads),
-                                          wk=_permute_as_hugging_face(w.wk, c.n_kv_heads))), seen="llama2.c 286"),
+          _layers(lambda w, c: w._replace(wq=to_halves(w.wq, c.head_dim), wk=to_halves(w.wk, c.head_dim))),
+          seen="llama2.c 286"),
     Fault("F03", "RoPE scaling missing", "layers.0.attention.xq_rope", _config(use_scaled_rope=False),
           needs="scaled RoPE", seen="felafax 59, TransformerLens 910"),
     Fault("F04", "RoPE scaling by 32 for 8", "layers.0.attention.xq_rope",
