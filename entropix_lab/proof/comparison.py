@@ -147,8 +147,18 @@ class Comparison:
         self.streams[view, who] = x
         return taps
 
+    @contextlib.contextmanager
     def _stating(self, who):
-        return contextlib.nullcontext() if self.plain == "ours" else _on_trial(who)
+        """Errors of what is on trial, in words."""
+        try:
+            yield
+        except Exception as error:
+            if self.plain == "ours":
+                raise
+            raise ValueError(
+                f"with functions of model.py replaced, {who} does not run: a function on trial takes what the one of "
+                f"model.py takes and returns the dtype that it is given ({type(error).__name__}: {error})"
+            ) from error
 
     def _run_head(self, who, view):
         with self._stating(who):
@@ -275,15 +285,3 @@ def cached_plan(valid):
     pieces = [(np.zeros(B, np.int32), prompt), (lengths - steps - middle, middle)]
     pieces += [(lengths - steps + i, 1) for i in range(steps)]
     return [(start, int(length)) for start, length in pieces]
-
-
-@contextlib.contextmanager
-def _on_trial(who):
-    """Errors of what is on trial, in words."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(
-            f"with functions of model.py replaced, {who} does not run: a function on trial takes what the one of "
-            f"model.py takes and returns the dtype that it is given ({type(error).__name__}: {error})"
-        ) from error

@@ -90,7 +90,8 @@ def rows(found, dtype, metas, samples):
     def noise(f, view):
         floor = np.max([_finite(amount) for amount in f.noise[view].variants], axis=0)
         if dtype == "float32" or travels(f, view):
-            floor = np.maximum(floor, np.minimum(_finite(f.noise[view].plain), _cap(floor, dtype)))
+            cap = CAP * np.maximum(floor, UNIT) if dtype == "float32" else np.inf
+            floor = np.maximum(floor, np.minimum(_finite(f.noise[view].plain), cap))
         return floor
 
     # without the other's own values errors travel, and the floor holds for that tap alone
@@ -119,10 +120,6 @@ def rows(found, dtype, metas, samples):
 def _finite(pair):
     """NaN and infinity do not count as noise."""
     return np.where(np.isfinite(pair), pair, 0)
-
-
-def _cap(noise, dtype):
-    return np.maximum(CAP * noise, CAP * UNIT) if dtype == "float32" else np.inf
 
 
 def _norm_sum(tap, size):
