@@ -83,15 +83,13 @@ def _digest(kind, file, size, *state) -> str:
     # git's sum of a file is that of a head and the file
     hasher = hashlib.new(kind, f"blob {size}\0".encode() if kind == "sha1" else b"", usedforsecurity=False)
     block = memoryview(bytearray(1 << 20))
-    with open(file, "rb", buffering=0) as f, tqdm(total=size, desc=f"{kind} {Path(file).name}", **PROGRESS) as bar:
+    # a bar for what takes more than two seconds, and in a terminal alone
+    shown = dict(unit="B", unit_scale=True, delay=2, disable=None, leave=False)
+    with open(file, "rb", buffering=0) as f, tqdm(total=size, desc=f"{kind} {Path(file).name}", **shown) as bar:
         while n := f.readinto(block):
             hasher.update(block[:n])
             bar.update(n)
     return hasher.hexdigest()
-
-
-# a bar for what takes more than two seconds, and in a terminal alone
-PROGRESS = dict(unit="B", unit_scale=True, delay=2, disable=None, leave=False)
 
 
 def _check_records(file, size) -> None:
