@@ -19,9 +19,9 @@ FULL = {"entropy": 5.0, "surprisal": 8.0, "varentropy": 10.0}  # nats and nats^2
 SHOWN = 400  # tokens that a notebook shows of a longer trace
 
 
-def token_html(trace, value: str = "entropy", largest: float | None = None, forks: dict | None = None, note: str = ""):
+def token_html(trace, forks: dict | None = None, note: str = "") -> str:
     """The inspector of a trace, HTML that needs nothing else: each token of the text stands on a ground that is the
-    stronger the larger trace.<value> [T] is (full at largest; 5 nats of entropy).
+    stronger the larger its entropy is (full at 5 nats).
 
     Pointing at a token shows its alternatives and figures; a click pins it, and shows its place in the plane of entropy
     and varentropy, and its layers and its attention where the trace has them. Where no script runs, the coloured text
@@ -29,12 +29,9 @@ def token_html(trace, value: str = "entropy", largest: float | None = None, fork
     readable on a light and on a dark page. What a sampler reported as its branch or policy colours a line below.
     forks: {position: Fork} of a Branched; note: a line of text below.
     """
-    shades = dict.fromkeys([value, *FULL])
-    full = {name: FULL.get(name) or max(float(np.nanmax(getattr(trace, name), initial=0)), 1e-6) for name in shades}
-    full[value] = largest or full[value]
     data = _data(trace) | {
-        "shade": value,
-        "shades": {name: {"values": _rounded(getattr(trace, name), 4), "full": full[name]} for name in shades},
+        "shade": "entropy",
+        "shades": {name: {"values": _rounded(getattr(trace, name), 4), "full": full} for name, full in FULL.items()},
         "forks": {
             at: {"texts": f.texts, "scores": _rounded(f.scores, 4), "chosen": f.chosen}
             for at, f in (forks or {}).items()
@@ -48,8 +45,8 @@ def token_html(trace, value: str = "entropy", largest: float | None = None, fork
         css=_page("inspector.css"),
         js=_page("inspector.js"),
         prompt="".join(f"<span>{_text(piece)}</span>" for piece in trace.prompt_pieces or (trace.prompt,)),
-        tokens=_spans(trace, value, full[value]),
-        legend=_legend(trace, value, full[value]),
+        tokens=_spans(trace),
+        legend=_legend(trace),
         note=html.escape(note),
         data=inside,
     )
@@ -79,9 +76,9 @@ def _text(piece):
     return html.escape(piece).replace("\n", "⏎\n")
 
 
-def _spans(trace, value, full):
+def _spans(trace):
     kind, taken = trace.taken
-    shares = np.clip(np.nan_to_num(np.asarray(getattr(trace, value), float) / full), 0, 1)
+    shares = np.clip(np.nan_to_num(np.asarray(trace.entropy, float) / FULL["entropy"]), 0, 1)
     spans = []
     for i, (piece, share) in enumerate(zip(trace.pieces, shares, strict=True)):
         title = f"entropy {trace.entropy[i]:.2f} nats, varentropy {trace.varentropy[i]:.2f} nats², "
@@ -92,9 +89,9 @@ def _spans(trace, value, full):
     return "".join(spans)
 
 
-def _legend(trace, value, full):
+def _legend(trace):
     kind, taken = trace.taken
-    line = f"ground: {value.replace('_', ' ')}, full from {full:g} on"
+    line = f"ground: entropy, full from {FULL['entropy']:g} on"
     for i in np.unique(taken) if kind else ():
         style = f"border-bottom:3px solid {COLOURS[i]}"
         line += f' <span style="{style}">{NAMES[kind][i]}</span> {(taken == i).sum()}'
