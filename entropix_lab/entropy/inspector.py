@@ -103,16 +103,14 @@ def _data(trace):
     kind, taken = trace.taken
     kinds = taken is not None and {"names": NAMES[kind], "colours": COLOURS, "of": taken.tolist()}
     flat = {name: _rounded(x, 3) for name, x in trace.info.items() if np.ndim(x) == 1 and name != kind}
-    ids = [x.ravel() for x in (trace.alternatives, trace.lens_tokens) if x is not None]
-    ids = np.unique(np.concatenate(ids)) if ids else np.array([], int)
+    ids = np.unique(np.concatenate([x.ravel() for x in (trace.alternatives, trace.lens_tokens) if x is not None]))
     number = lambda x: np.searchsorted(ids, x).tolist()
     data = {name: _rounded(getattr(trace, name), 4) for name in ("entropy", "varentropy", "surprisal", "probability")}
     data |= {"pieces": trace.pieces, "prompt": trace.prompt_pieces, "live": int(trace.live[0]) if len(trace) else 0}
     data |= {"rank": trace.rank.tolist(), "info": flat, "taken": kinds or None, "thresholds": trace.thresholds}
     data["words"] = [trace.words[int(token)] for token in ids]
-    if trace.alternatives is not None:
-        data["alternatives"] = number(trace.alternatives)
-        data["alternative_probabilities"] = _rounded(trace.alternative_probabilities, 4)
+    data["alternatives"] = number(trace.alternatives)
+    data["alternative_probabilities"] = _rounded(trace.alternative_probabilities, 4)
     if trace.lens_tokens is not None:
         data["lens"] = {
             "entropy": _rounded(trace.lens_entropy, 3),

@@ -15,7 +15,7 @@ from ..sampling import NAMES
 from .inspector import notebook_html, saved_page
 from .metrics import collector, trace_metrics
 
-FORMAT = 2  # of a saved trace; 1 had no alternatives, and nothing of what came with them
+FORMAT = 2  # of a saved trace; 1 is no longer read
 LISTS = ("alternatives", "alternative_probabilities", "lens_tokens", "lens_probabilities")
 LISTS += ("attention_sources", "attention_weights")  # of several tokens or slots to a prediction
 
@@ -50,8 +50,8 @@ class Trace:
     attention_sink: np.ndarray
     head_disagreement: np.ndarray
     score_magnitude: np.ndarray
-    alternatives: np.ndarray | None = None  # None in a file of format 1
-    alternative_probabilities: np.ndarray | None = None
+    alternatives: np.ndarray
+    alternative_probabilities: np.ndarray
     lens_entropy: np.ndarray | None = None
     lens_tokens: np.ndarray | None = None
     lens_probabilities: np.ndarray | None = None
@@ -120,19 +120,19 @@ class Trace:
 
     @classmethod
     def load(cls, path) -> "Trace":
-        """What save wrote, the ending of path left out or not. Raises ValueError for a file of another kind or of a
-        later format."""
+        """What save wrote, the ending of path left out or not. Raises ValueError for a file of another kind or
+        format."""
         with np.load(path if Path(path).is_file() else _npz(path)) as file:
             arrays = dict(file)
         try:
             header = json.loads(arrays.pop("header").tobytes())
             info = {name.removeprefix("info."): arrays.pop(name) for name in list(arrays) if name.startswith("info.")}
-            if header["format"] not in range(1, FORMAT + 1):
-                raise ValueError(f"format {header['format']}, this version reads 1 to {FORMAT}")
-            texts = {name: tuple(header.get(name, ())) for name in ("pieces", "prompt_pieces")}
-            words = {int(token): word for token, word in header.get("words", {}).items()}
-            texts |= {"words": words, "thresholds": header.get("thresholds", {})}
-            return cls(prompt=header["prompt"], info=info, **texts, **arrays)
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this version reads {FORMAT}")
+            texts = {name: tuple(header[name]) for name in ("pieces", "prompt_pieces")}
+            texts |= {name: header[name] for name in ("prompt", "thresholds")}
+            words = {int(token): word for token, word in header["words"].items()}
+            return cls(info=info, words=words, **texts, **arrays)
         except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{path} is not a trace: {e}") from e
 
@@ -219,7 +219,7 @@ def new_trace(model, prompt, tokens, metrics: dict, info: dict | None = None, sa
         prompt=tokenizer.decode(prompt) if tokenizer else "".join(map(word, prompt)),
         prompt_pieces=tuple(map(word, prompt)),
         live=len(prompt) + np.arange(len(tokens), dtype=np.int32),
-        words={int(token): word(token) for token in np.unique(np.concatenate(ids))} if ids else {},
+        words={int(token): word(token) for token in np.unique(np.concatenate(ids))},
         info=info or {},
         thresholds=getattr(sampler, "thresholds", {}),
         **metrics,

@@ -1,4 +1,3 @@
-import json
 import math
 import sys
 import types
@@ -330,14 +329,6 @@ class TestTrace:
             assert getattr(again, name) == getattr(trace, name)
         assert all((getattr(again, name) == x).all() for name, x in arrays_of(trace).items())
         assert (again.info["branch"] == np.arange(11)).all()
-        with np.load(tmp_path / "trace.npz") as file:  # as format 1 was
-            old = {n: x for n, x in file.items() if not n.startswith(("alternative", "lens", "attention_", "header"))}
-            kept = {n: file[f"attention_{n}"] for n in ("entropy", "varentropy", "rest", "sink")}
-        header = json.dumps({"format": 1, "pieces": trace.pieces, "prompt": trace.prompt}).encode()
-        old |= {f"attention_{n}": x for n, x in kept.items()} | {"header": np.frombuffer(header, np.uint8)}
-        np.savez(tmp_path / "old.npz", **old)
-        old = lab.Trace.load(tmp_path / "old.npz")
-        assert old.pieces == trace.pieces and old.alternatives is None and old.words == {}
         np.savez(tmp_path / "other.npz", x=1)
         with pytest.raises(ValueError, match="is not a trace"):
             lab.Trace.load(tmp_path / "other.npz")
