@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..llama.model import KVCache, block, by_query_head, head, no_tap, positions_and_mask, recorder, xfmr
+from ..llama.model import KVCache, block, by_query_head, head, no_tap, positions_and_mask, xfmr_with_taps
 from ..llama.prefill import cache_beside
 from ..llama.sharding import gathered
 from .metrics import attention_metrics, collector, trace_metrics
@@ -162,9 +162,8 @@ def _check_names(model, names):
     """Raise ValueError for a name that is no tap of the forward. Taps are those of a model of its first layer alone."""
     one = replace(model.config, n_layers=1)
     weights = model.weights._replace(layer_weights=model.weights.layer_weights[:1])
-    taps, tap = recorder()
-    token = np.zeros((1, 1), np.int32)
-    jax.eval_shape(lambda cache: xfmr(weights, one, token, 0, cache, tap), KVCache.new(one, 1, 1, model.dtype))
+    token, cache = np.zeros((1, 1), np.int32), KVCache.new(one, 1, 1, model.dtype)
+    _, _, taps = jax.eval_shape(lambda cache: xfmr_with_taps(weights, one, token, 0, cache), cache)
     there = {name.replace("layers.0", f"layers.{i}") for name in taps for i in range(model.config.n_layers)}
     for name in names:
         if name not in there:
