@@ -120,9 +120,7 @@ class Tokenizer:
             )
         return rank_lines(self._ranks)
 
-    def encode(
-        self, text: str, *, bos: bool | None = None, eos: bool = False, allowed_special=frozenset()
-    ) -> list[int]:
+    def encode(self, text: str, *, bos: bool | None = None, allowed_special=frozenset()) -> list[int]:
         """Token ids of text. bos=None puts the first token of the model's own convention in front (Llama 3 has one,
         SmolLM2 none). Special tokens in the text are plain text unless named in allowed_special, a set or "all"."""
         if bos and self.bos_id is None:
@@ -133,8 +131,7 @@ class Tokenizer:
             cuts = [0, *(m.end() for m in RUNS.finditer(part)), len(part)]
             for a, b in zip(cuts, cuts[1:], strict=False):
                 ids += self.model.encode(part[a:b], allowed_special=allowed_special, disallowed_special=())
-        ids = [t for t in ids if t < self.n_words]
-        return ids + [self.stop_tokens[0]] if eos else ids
+        return [t for t in ids if t < self.n_words]
 
     def decode_bytes(self, tokens) -> bytes:
         """The bytes of a token id or of a sequence of them, which may end inside a UTF-8 character."""
