@@ -1,6 +1,5 @@
 """Where the model stands at a fork: several continuations as rows of one batch, and the best of them is kept."""
 
-import html
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -52,17 +51,10 @@ class Branched:
         return f"Branched({self.text!r}, {len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks)"
 
     def _repr_html_(self):
-        note = f"{len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks"
+        """The inspector with the forks in it; without a trace there is none, and a notebook shows the line above."""
         if self.trace is not None:
+            note = f"{len(self.tokens)} of {self.spent} tokens kept, {len(self.forks)} forks"
             return notebook_html(self.trace, note=note, forks={fork.position: fork for fork in self.forks})
-        bold = lambda i, fork: ' style="font-weight:bold"' if i == fork.chosen else ""
-        tried = lambda fork: "".join(
-            f"<li{bold(i, fork)}>{score:.2f} {html.escape(text)}</li>"
-            for i, (score, text) in enumerate(zip(fork.scores, fork.texts, strict=True))
-        )
-        forks = "".join(f"<li>after {fork.position} tokens<ul>{tried(fork)}</ul></li>" for fork in self.forks)
-        text = f'<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">{html.escape(self.text)}</div>'
-        return f"{text}<details><summary><small>{note}</small></summary><ol>{forks}</ol></details>"
 
 
 @jax.tree_util.register_dataclass
