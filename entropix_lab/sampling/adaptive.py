@@ -10,6 +10,7 @@ from .draw import draw, keep, likeliest
 from .plain import static
 
 BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")  # low or high entropy, low or high varentropy; none of them
+MEASURED = ("entropy", "varentropy", "attention_entropy", "attention_varentropy")
 
 
 @jax.tree_util.register_dataclass
@@ -108,41 +109,37 @@ class Adaptive:
         heads = metrics["attention_entropy"][:, self.attention_layer] / math.log(2)
         return H, V, heads.mean(-1), heads.var(-1)
 
+    def wanted(self):
+        """What each branch that is on wants, {branch: [(name, "<" or ">", bound in bits or bits^2)]}."""
+        H, V, hA, vA = MEASURED
+        calm = (hA, "<", self.low_attention_entropy), (vA, "<", self.low_attention_varentropy)
+        flat, wide = (V, "<", self.low_varentropy), (V, ">", self.high_varentropy)
+        split = (vA, ">", self.high_attention_varentropy)
+        every = {
+            "LELV": [(H, "<", self.low_entropy), flat, *calm],
+            "HELV": [(H, ">", self.high_entropy), flat, *calm],
+            "LEHV": [(H, "<", self.high_entropy), wide, (hA, "<", self.low_attention_entropy), split],
+            "HEHV": [(H, ">", self.medium_entropy), wide, (hA, ">", self.high_attention_entropy), split],
+        }
+        asked = MEASURED if self.attention else MEASURED[:2]
+        given = lambda wants: [want for want in wants if want[0] in asked and want[2] is not None]
+        return {branch: given(wants) for branch, wants in every.items() if branch in self.quadrants}
+
     def branch(self, H, V, hA, vA):
         """Indices [B] into BRANCHES: the first that is on and fits."""
-        below = lambda x, bound: bound is None or not self.attention or x < bound
-        above = lambda x, bound: bound is None or not self.attention or x > bound
-        calm = below(hA, self.low_attention_entropy) & below(vA, self.low_attention_varentropy)
-        split = above(vA, self.high_attention_varentropy)
-        flat, wide = V < self.low_varentropy, V > self.high_varentropy
-        fits = {
-            "LELV": (H < self.low_entropy) & flat & calm,
-            "HELV": (H > self.high_entropy) & flat & calm,
-            "LEHV": (H < self.high_entropy) & wide & below(hA, self.low_attention_entropy) & split,
-            "HEHV": (H > self.medium_entropy) & wide & above(hA, self.high_attention_entropy) & split,
-        }
-        on = [fits[name] if name in self.quadrants else jnp.zeros_like(flat) for name in BRANCHES[:4]]
-        return jnp.argmax(jnp.stack([*on, jnp.ones_like(flat)]), 0)
+        measured = dict(zip(MEASURED, (H, V, hA, vA), strict=True))
+        holds = lambda name, sign, bound: measured[name] < bound if sign == "<" else measured[name] > bound
+        all_hold = lambda wants: jnp.all(jnp.stack([holds(*want) for want in wants]), 0)
+        fits = {branch: all_hold(wants) for branch, wants in self.wanted().items()}
+        never, always = jnp.zeros(H.shape, bool), jnp.ones(H.shape, bool)
+        return jnp.argmax(jnp.stack([*(fits.get(branch, never) for branch in BRANCHES[:4]), always]), 0)
 
     @property
     def thresholds(self):
-        """What ``branch`` wants of each branch that is on, in their order: lists of (name, "<" or ">", bound), bounds
-        in nats and nats^2."""
-        names = ("entropy", "varentropy", "attention_entropy", "attention_varentropy")
-        sides = {
-            "LELV": (("<", "low_"), ("<", "low_"), ("<", "low_"), ("<", "low_")),
-            "HELV": ((">", "high_"), ("<", "low_"), ("<", "low_"), ("<", "low_")),
-            "LEHV": (("<", "high_"), (">", "high_"), ("<", "low_"), (">", "high_")),
-            "HEHV": ((">", "medium_"), (">", "high_"), (">", "high_"), (">", "high_")),
-        }
-        found = {branch: [] for branch in sides if branch in self.quadrants}
-        for branch, wanted in found.items():
-            for name, (sign, side) in zip(names, sides[branch], strict=True):
-                bound = getattr(self, side + name)
-                if bound is not None and (self.attention or not name.startswith("attention")):
-                    unit = math.log(2) ** (2 if name.endswith("varentropy") else 1)
-                    wanted.append((name.replace("_", " "), sign, float(bound) * unit))
-        return found
+        """What ``branch`` wants, as ``wanted``, with bounds in nats and nats^2."""
+        unit = lambda name: math.log(2) ** (2 if name.endswith("varentropy") else 1)
+        in_nats = lambda name, sign, bound: (name.replace("_", " "), sign, float(bound) * unit(name))
+        return {branch: [in_nats(*want) for want in wants] for branch, wants in self.wanted().items()}
 
     def parameters(self, branch, H, V, hA, vA):
         """temperature, top_p, top_k, min_p [B] that a branch draws with."""
