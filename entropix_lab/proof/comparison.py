@@ -29,12 +29,11 @@ SHOWN = ("attention.xk_rope", "attention.wv", "")
 
 class Judged(NamedTuple):
     """A group of taps in one view, by the runs that are not on trial, {op: relative errors [B,T]}: of each variant from
-    the run as it is; of the reference, and of the run as it is, from the truth. logits [n,V] of the run as it is and of
-    the variants, where the group has them."""
+    the run as it is, and of that run from the truth. logits [n,V] of the run as it is and of the variants, where the
+    group has them."""
 
     dtypes: dict
     noise: tuple[dict, ...]
-    theirs: dict
     plain: dict
     logits: list
 
@@ -181,10 +180,10 @@ class Comparison:
 
         for view in VIEWS:
             ours, key, plain = pick(run("ours", view)), (view, self.groups), None
-            if key not in self.judged:
+            if key not in self.judged or not theirs.keys() <= self.judged[key].dtypes.keys():
                 plain = ours if self.plain == "ours" else pick(run("plain", view))
                 self.judged[key] = self._judge(view, plain, lambda who: pick(run(who, view)), true)  # noqa: B023
-            judged = self.judged[key]
+            judged, theirs_off = self.judged[key], _off(self.group, true(view))
             ours_off = judged.plain if plain is ours else _off(ours, true(view))
             for op, x in ours.items():
                 if x.dtype != judged.dtypes[op]:
@@ -196,9 +195,9 @@ class Comparison:
             of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
             for op in theirs:
                 variants = [amount[op] for amount in judged.noise]
-                off = ours_off[op], judged.theirs[op], judged.plain[op]
+                off = ours_off[op], theirs_off[op], judged.plain[op]
                 noise[op][view] = Noise(tuple(map(of, variants)), *map(of, off))
-                least = np.max([judged.theirs[op], *variants], axis=0)
+                least = np.max([theirs_off[op], *variants], axis=0)
                 further = ratios(self.samples, ours_off[op], least, direct[op].share * half_ulp)
                 views[op][view] = View(of(direct[op].error), error_ratio=further)
             if view == "accumulated":
@@ -230,8 +229,7 @@ class Comparison:
             noise.append(errors(other, plain))
             if logits:
                 logits.append(pick(other))
-        theirs, plain_off = _off(self.group, true(view)), _off(plain, true(view))
-        return Judged({op: x.dtype for op, x in plain.items()}, tuple(noise), theirs, plain_off, logits)
+        return Judged({op: x.dtype for op, x in plain.items()}, tuple(noise), _off(plain, true(view)), logits)
 
     def _whole_view(self):
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the

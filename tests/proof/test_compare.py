@@ -166,6 +166,7 @@ def test_what_is_not_on_trial_runs_once(pair):
     alone, judged = lab.compare(model, reference, TOKENS, replace=wrong), {}
     assert lab.compare(model, reference, TOKENS, judged=judged).passed
     assert lab.compare(model, reference, TOKENS, replace=wrong, judged=judged).to_json() == alone.to_json()
+    assert lab.compare_compiler(model, TOKENS, judged=judged).to_json() == lab.compare_compiler(model, TOKENS).to_json()
     with pytest.raises(ValueError, match="judged: expected the runs of this model, mode and prompts, found others"):
         lab.compare(model, reference, TOKENS[:, 1:], judged=judged)
 
