@@ -1,6 +1,7 @@
 """Choices among samples on made-up runs; a panel gives each sampler what it gives alone; forks repeat."""
 
 import numpy as np
+import pytest
 
 import entropix_lab as lab
 from entropix_lab.evaluation import (
@@ -13,6 +14,7 @@ from entropix_lab.evaluation import (
     within_budget,
 )
 
+pytestmark = pytest.mark.in_haste
 RNG = np.random.default_rng(2)
 
 
