@@ -1,5 +1,6 @@
 """Shared by the tests and by `pytest --nbval notebooks/`: the environment, the demo model, tiny random checkpoints."""
 
+import dataclasses
 import os
 
 # two threads that spin on two busy cores are slower than one; kernels of the notebooks inherit it
@@ -60,6 +61,13 @@ def tiny32(tiny_checkpoint):
 @pytest.fixture(scope="session")
 def demo():
     return lab.load_model(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def few_layers(demo):
+    """The demo model's tokenizer and first three layers: what is about texts compiles in a tenth of the time."""
+    weights = demo.weights._replace(layer_weights=demo.weights.layer_weights[:3])
+    return dataclasses.replace(demo, config=dataclasses.replace(demo.config, n_layers=3), weights=weights)
 
 
 @pytest.fixture(scope="session")

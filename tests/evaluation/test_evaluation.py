@@ -1,6 +1,7 @@
 """Choices among samples on made-up runs; a panel gives each sampler what it gives alone; forks repeat."""
 
 import numpy as np
+import pytest
 
 import entropix_lab as lab
 from entropix_lab.evaluation import (
@@ -13,6 +14,7 @@ from entropix_lab.evaluation import (
     within_budget,
 )
 
+pytestmark = pytest.mark.in_haste
 RNG = np.random.default_rng(2)
 
 
@@ -71,30 +73,30 @@ def test_majority_counts_final_answers_and_breaks_ties_by_likelihood():
     assert [t for (t,) in majority(run, [number, word, number]).texts] == ["so 7.", "Lima", "3"]
 
 
-def test_a_panel_gives_each_sampler_what_it_gives_alone(demo):
+def test_a_panel_gives_each_sampler_what_it_gives_alone(few_layers):
     tasks = lab.tasks.make_tasks(3)
     samplers = {"cold": lab.samplers.temperature(0.5), "adaptive": lab.samplers.adaptive()}
-    together = evaluate(demo, tasks, samplers, samples=2, max_new_tokens=6, batch=5)
+    together = evaluate(few_layers, tasks, samplers, samples=2, max_new_tokens=6, batch=5)
     assert [run.passed.shape for run in together.values()] == [(3, 2), (3, 2)]
     for name, sampler in samplers.items():
-        alone = evaluate(demo, tasks, {name: sampler}, samples=2, max_new_tokens=6, batch=64)
+        alone = evaluate(few_layers, tasks, {name: sampler}, samples=2, max_new_tokens=6, batch=64)
         assert alone[name].texts == together[name].texts
     assert together["cold"].texts != together["adaptive"].texts
     info, drawn = together["adaptive"].info, together["adaptive"].tokens
     assert (together["cold"].info["branch"] == -1).all() and set(info["branch"]) <= set(range(5))
-    first = np.array([*chat_prompts(demo, tasks)[0], *drawn[0][0]])
-    trace = lab.trace_text(demo, first)[-len(drawn[0][0]) :]
+    first = np.array([*chat_prompts(few_layers, tasks)[0], *drawn[0][0]])
+    trace = lab.trace_text(few_layers, first)[-len(drawn[0][0]) :]
     np.testing.assert_allclose(info["entropy"][: len(trace)], trace.entropy, atol=2e-3)
-    assert Panel(tuple(samplers.values())).bind(demo.tokenizer).samplers[1].clarifying_id is not None
+    assert Panel(tuple(samplers.values())).bind(few_layers.tokenizer).samplers[1].clarifying_id is not None
 
 
 class TestBranch:
-    def test_forks_repeat_and_keep_the_best(self, demo):
-        prompts = chat_prompts(demo, lab.tasks.make_tasks(3))
+    def test_forks_repeat_and_keep_the_best(self, few_layers):
+        prompts = chat_prompts(few_layers, lab.tasks.make_tasks(3))
         options = dict(max_new_tokens=10, n=3, m=4, tied=0.5)
-        rows = lab.branch(demo, prompts, seed=1, **options)
-        assert [r.tokens for r in lab.branch(demo, prompts, seed=1, **options)] == [r.tokens for r in rows]
-        assert [r.tokens for r in lab.branch(demo, prompts, seed=2, **options)] != [r.tokens for r in rows]
+        rows = lab.branch(few_layers, prompts, seed=1, **options)
+        assert [r.tokens for r in lab.branch(few_layers, prompts, seed=1, **options)] == [r.tokens for r in rows]
+        assert [r.tokens for r in lab.branch(few_layers, prompts, seed=2, **options)] != [r.tokens for r in rows]
         forks = [fork for row in rows for fork in row.forks]
         assert forks and all(len(f.scores) == 3 and f.scores[f.chosen] == max(f.scores) for f in forks)
         for row in rows:
@@ -103,16 +105,16 @@ class TestBranch:
             at = [f.position for f in row.forks]
             assert at == sorted(set(at))
             for fork in row.forks:  # what was kept stands in the text where the fork was
-                assert demo.tokenizer.decode(row.tokens[fork.position :]).startswith(fork.texts[fork.chosen][:3])
+                assert few_layers.tokenizer.decode(row.tokens[fork.position :]).startswith(fork.texts[fork.chosen][:3])
 
-    def test_groups_and_the_samplers_state(self, demo):
+    def test_groups_and_the_samplers_state(self, few_layers):
         """A sampler that remembers, in groups of two, the last one partly idle: each row as if it were in one group."""
-        prompts, dirichlet = chat_prompts(demo, lab.tasks.make_tasks(3)), lab.samplers.dirichlet()
+        prompts, dirichlet = chat_prompts(few_layers, lab.tasks.make_tasks(3)), lab.samplers.dirichlet()
         options = dict(max_new_tokens=6, sampler=dirichlet, n=2, m=3, tied=0.5)
-        small, large = (lab.branch(demo, prompts, batch=b, **options) for b in (2, 4))
+        small, large = (lab.branch(few_layers, prompts, batch=b, **options) for b in (2, 4))
         assert [r.tokens for r in small] == [r.tokens for r in large] and any(r.forks for r in small)
 
-    def test_follows_a_sampler_that_is_no_pytree(self, demo):
+    def test_follows_a_sampler_that_is_no_pytree(self, few_layers):
         class Likeliest:
             def init(self, batch):
                 return ()
@@ -120,15 +122,15 @@ class TestBranch:
             def __call__(self, logits, metrics, state, keys):
                 return logits.argmax(-1).astype("int32"), state, {}
 
-        prompts = chat_prompts(demo, lab.tasks.make_tasks(1))
-        own, greedy = (lab.branch(demo, prompts, 4, s, n=2, m=2) for s in (Likeliest(), lab.samplers.greedy()))
+        prompts = chat_prompts(few_layers, lab.tasks.make_tasks(1))
+        own, greedy = (lab.branch(few_layers, prompts, 4, s, n=2, m=2) for s in (Likeliest(), lab.samplers.greedy()))
         assert [r.tokens for r in own] == [r.tokens for r in greedy]
 
-    def test_without_forks_it_is_the_sampler(self, demo):
-        prompts = chat_prompts(demo, lab.tasks.make_tasks(2))
+    def test_without_forks_it_is_the_sampler(self, few_layers):
+        prompts = chat_prompts(few_layers, lab.tasks.make_tasks(2))
         never = lab.samplers.adaptive(quadrants=())
-        rows = lab.branch(demo, prompts, 8, lab.samplers.greedy(), thresholds=never, tied=0.0)
-        expected = lab.generate(demo, prompts, 8, lab.samplers.greedy())
+        rows = lab.branch(few_layers, prompts, 8, lab.samplers.greedy(), thresholds=never, tied=0.0)
+        expected = lab.generate(few_layers, prompts, 8, lab.samplers.greedy())
         assert [r.tokens for r in rows] == [g.tokens.tolist() for g in expected]
         assert all(r.spent == len(r.tokens) and not r.forks for r in rows)
         for row, gen in zip(rows, expected, strict=True):

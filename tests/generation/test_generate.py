@@ -253,16 +253,16 @@ class Script:
         return jnp.array(self.tokens, jnp.int32)[state], state + 1, {}
 
 
-def test_streams_whole_characters(demo, capsys):
+def test_streams_whole_characters(few_layers, capsys):
     text = "naïve 北京 🙂 end"
-    tokens, pieces = demo.tokenizer.encode(text), []
-    g = lab.generate(demo, "x", len(tokens), Script(tokens), stream=lambda row, piece: pieces.append((row, piece)))[0]
+    tokens, pieces = few_layers.tokenizer.encode(text), []
+    g = lab.generate(few_layers, "x", len(tokens), Script(tokens), stream=lambda row, piece: pieces.append((row, piece)))[0]
     assert "".join(p for _, p in pieces) == text == g.text and {row for row, _ in pieces} == {0}
     assert not any("\ufffd" in p for _, p in pieces) and len(pieces) < len(tokens)
-    lab.generate(demo, "x", len(tokens), Script(tokens), stream=True)
+    lab.generate(few_layers, "x", len(tokens), Script(tokens), stream=True)
     assert capsys.readouterr().out == text + "\n"
-    half = tokens[: tokens.index(demo.tokenizer.encode(" 北")[0]) + 1]
-    assert lab.generate(demo, "x", len(half), Script(half))[0].text == "naïve \ufffd"
+    half = tokens[: tokens.index(few_layers.tokenizer.encode(" 北")[0]) + 1]
+    assert lab.generate(few_layers, "x", len(half), Script(half))[0].text == "naïve \ufffd"
 
 
 @pytest.mark.parametrize(
@@ -300,10 +300,10 @@ def test_errors(tiny32, prompts, options, message):
         lab.generate(tiny32, prompts, **options)
 
 
-def test_prompts_of_every_kind(demo):
-    ids = demo.tokenizer.encode("One two")
+def test_prompts_of_every_kind(few_layers):
+    ids = few_layers.tokenizer.encode("One two")
     results = [
-        lab.generate(demo, p, 2)[0] for p in ("One two", ["One two"], ids, [ids], np.array(ids), np.array([ids]))
+        lab.generate(few_layers, p, 2)[0] for p in ("One two", ["One two"], ids, [ids], np.array(ids), np.array([ids]))
     ]
     assert all((r.tokens == results[0].tokens).all() for r in results)
 
@@ -329,20 +329,20 @@ def test_without_a_tokenizer(tiny32):
             call()
 
 
-def test_a_stop_string_is_never_streamed_in_part(demo, capsys):
+def test_a_stop_string_is_never_streamed_in_part(few_layers, capsys):
     """Over several tokens, at the very end, and where it only seemed to begin."""
-    tokens = demo.tokenizer.encode("one END two ENDING three EN")
+    tokens = few_layers.tokenizer.encode("one END two ENDING three EN")
     for stop, text in [("ENDING", "one END two "), ("three END", "one END two ENDING three EN"), (".", None)]:
         pieces = []
         stream = lambda row, piece, pieces=pieces: pieces.append(piece)
-        g = lab.generate(demo, "x", len(tokens), Script(tokens), stop=[stop, "***"], stream=stream)[0]
-        assert "".join(pieces) == g.text == (text or demo.tokenizer.decode(tokens)) and len(pieces) > 3
-    lab.generate(demo, "x", len(tokens), Script(tokens), stop=["ENDING"], stream=True)
+        g = lab.generate(few_layers, "x", len(tokens), Script(tokens), stop=[stop, "***"], stream=stream)[0]
+        assert "".join(pieces) == g.text == (text or few_layers.tokenizer.decode(tokens)) and len(pieces) > 3
+    lab.generate(few_layers, "x", len(tokens), Script(tokens), stop=["ENDING"], stream=True)
     assert capsys.readouterr().out == "one END two \n"
 
 
-def test_rows_are_streamed_apart(demo, capsys):
-    gens = lab.generate(demo, ["One, two,", "Monday,"], 5, stream=True)
+def test_rows_are_streamed_apart(few_layers, capsys):
+    gens = lab.generate(few_layers, ["One, two,", "Monday,"], 5, stream=True)
     assert capsys.readouterr().out == "".join(f"[{i}] {g.text}\n" for i, g in enumerate(gens))
 
 
