@@ -85,7 +85,7 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     L, N, T, _ = probs.shape
     look = dict(norm=PowerNorm(0.5, 0, 1), cmap=plt.get_cmap("cividis", 16), interpolation="nearest")
     names = names or {}
-    fig, axes = figure(1, 2, figsize=(12, 5.4), width_ratios=(1, 2.05))
+    fig, axes = figure(1, 2, figsize=(11.2, 5), width_ratios=(1, 2.05))
     sheet = np.full((N * (T + 2), L * (T + 2)), np.nan)
     for i, j in np.ndindex(L, N):
         past = np.where(np.tri(T, dtype=bool), probs[i, j, :, :T], np.nan)

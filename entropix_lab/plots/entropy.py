@@ -174,6 +174,7 @@ def lens_words(gen, every: int = 2, furthest: int = 1000):
     image = ax.imshow(ranks + 1, aspect="auto", origin="lower", cmap="Blues_r", norm=norm)
     for (row, t), rank in np.ndenumerate(ranks):
         word = token_label(trace.words[int(trace.lens_tokens[t, layers[row], 0])])[:9]
+        word = word if word.strip("·") else "␣" * len(word)  # at this size a lone "·" looks like a full stop
         colour = "white" if norm(rank + 1) < 0.45 else "black"
         ax.text(t, row, word, ha="center", va="center", fontsize=7.5, color=colour, clip_on=True)
     ax.grid(False)
@@ -216,10 +217,11 @@ def two_outcomes():
 
 
 @styled
-def prediction(aurocs: dict, calibration, surprisal):
+def prediction(aurocs: dict, calibration, surprisal, title: str = ""):
     """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
-    right; the same of entropy against surprisal."""
-    fig, axes = figure(1, 3, figsize=(11, 3.5), width_ratios=(1.25, 1, 1))
+    right; the same of entropy against surprisal. title: of what model and text, above all three."""
+    fig, axes = figure(1, 3, figsize=(11, 3.7), width_ratios=(1.25, 1, 1))
+    fig.suptitle(title, fontsize=10.5)
     names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
     axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
     axes[0].axvline(0.5, color="black", lw=0.8, ls=":")
