@@ -28,14 +28,17 @@ def placement(arrays: dict):
 
 
 @styled
-def token_times(published: dict, predicted: dict, parts: dict, left_label: str, right_label: str):
-    """Left, milliseconds a token against the number of devices, from {name: {devices: milliseconds}}; right, bars of
-    what is predicted, from {name: (reading, all-reduces)} in milliseconds."""
+def token_times(published: dict, predicted: dict, parts: dict, left_label: str, right_label: str, used: dict):
+    """Left, milliseconds a token against the number of devices, from {name: {devices: milliseconds}}, hollow what the
+    prediction was made from, {name: devices}; right, bars of what is predicted, from {name: (reading, all else)}."""
     fig, (left, right) = figure(1, 2, figsize=(11, 3.6))
     for i, (name, times) in enumerate(published.items()):
         label = lambda text, first=i == 0: text if first else None
         counts, ms = list(times), list(times.values())
         left.plot(counts, ms, "o", color="black", label=label("published"))
+        fitted = [n for n in counts if n in used.get(name, ())]
+        hollow = dict(color="black", mfc="white", zorder=3, label=label("used to predict"))
+        left.plot(fitted, [times[n] for n in fitted], "o", **hollow)
         left.plot(counts, [predicted[name][n] for n in counts], "--", color=BLUE, label=label("predicted"))
         left.annotate(name, (counts[-1], ms[-1]), xytext=(8, 0), textcoords="offset points", va="center")
     ticks, devices = [3, 5, 10, 20, 50], sorted({n for times in published.values() for n in times})
@@ -45,11 +48,13 @@ def token_times(published: dict, predicted: dict, parts: dict, left_label: str, 
     left.minorticks_off()
     left.set_xlim(devices[0] / 1.1, devices[-1] * 1.35)
     left.legend()
-    reading, reduces = np.array(list(parts.values())).T
+    reading, rest = np.array(list(parts.values())).T
     right.barh(list(parts), reading, color=BLUE, label="reading the weights")
-    bars = right.barh(list(parts), reduces, left=reading, color=ORANGE, hatch="//", label="all-reduces")
-    right.bar_label(bars, [f"{total:.1f} ms" for total in reading + reduces], padding=4)
-    right.set(xlabel=right_label, xlim=(0, 1.2 * (reading + reduces).max()))
+    bars = right.barh(
+        list(parts), rest, left=reading, color=ORANGE, hatch="//", label="all-reduces and all around them"
+    )
+    right.bar_label(bars, [f"{total:.1f} ms" for total in reading + rest], padding=4)
+    right.set(xlabel=right_label, xlim=(0, 1.2 * (reading + rest).max()))
     right.invert_yaxis()
     right.grid(axis="y", visible=False)
     right.legend()
