@@ -13,4 +13,17 @@ from .runs import (
     step_seconds,
     within_budget,
 )
-from .statistics import Paired, Tallied, by_task, corrected, holm, interval, matched, paired, rematched, share, tallied
+from .statistics import (
+    Paired,
+    Tallied,
+    corrected,
+    holm,
+    interval,
+    matched,
+    paired,
+    rematched,
+    resampled,
+    share,
+    spread,
+    tallied,
+)

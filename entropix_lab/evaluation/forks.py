@@ -11,7 +11,7 @@ from ..generation.generate import generate
 from ..sampling.draw import likeliest
 from ..sampling.plain import Greedy, greedy
 from .runs import SYSTEM, chat_prompts
-from .statistics import RESAMPLES
+from .statistics import RESAMPLES, resampled, spread
 
 # What may say beforehand that a token decides; all are made so that larger means more hesitation.
 PREDICTORS = ("entropy", "varentropy", "margin", "top-1")
@@ -129,12 +129,6 @@ def pairs(score, events, task, group) -> np.ndarray:
     return found.reshape(2, n, n)
 
 
-def resampled(n_tasks, n, seed=0) -> np.ndarray:
-    """How often each task is drawn [1 + n, tasks]: once in the first row, at random in n resamplings."""
-    drawn = np.random.default_rng(seed).multinomial(n_tasks, np.full(n_tasks, 1 / n_tasks), n)
-    return np.concatenate([np.ones((1, n_tasks)), drawn])
-
-
 def among(found, counts) -> np.ndarray:
     """AUROCs [1 + n] over the pairs of all tasks, each task as often as it was drawn."""
     won, every = (((counts @ x) * counts).sum(1) for x in found)
@@ -145,11 +139,6 @@ def inside(found, counts) -> np.ndarray:
     """The same over pairs of one task."""
     won, every = (counts @ np.diag(x) for x in found)
     return won / np.where(every, every, np.nan)
-
-
-def spread(values) -> tuple[float, float, float]:
-    """The first of values, and the 2.5 % and 97.5 % points of the others, without those that are NaN."""
-    return float(values[0]), *map(float, np.nanpercentile(values[1:], [2.5, 97.5]))
 
 
 def joined(rows):
@@ -179,29 +168,31 @@ def token_aurocs(rows, n=RESAMPLES) -> dict:
     """How well each score says which tokens flip the verdict: {name: {view: (AUROC, 2.5 %, 97.5 %)}}, tasks resampled.
 
     The views: "pooled" over the tokens of all answers; "within" pairs of tokens of one answer; "same place" pairs of
-    tokens that stand equally far from the beginnings of their answers; "over entropy" the pooled AUROC less that of the
-    entropy, on the same resampled tasks."""
+    tokens that stand equally far from the beginnings of their answers; "pooled over entropy" and so on the same less
+    that of the entropy, on the same resampled tasks."""
     (score, flips, task, place), counts, table = joined(rows), resampled(len(rows), n), {}
     for name, values in score.items():
         found = pairs(values, flips, task, np.zeros_like(task))
         views = {"pooled": among(found, counts), "within": inside(found, counts)}
         views["same place"] = among(pairs(values, flips, task, place), counts)
-        table[name] = views | {"over entropy": views["pooled"] - table.get("entropy", views)["pooled"]}
+        entropy = table.get("entropy", views)
+        table[name] = views | {f"{view} over entropy": x - entropy[view] for view, x in views.items()}
     return {name: {view: spread(values) for view, values in views.items()} for name, views in table.items()}
 
 
 def second_probability(row) -> np.ndarray:
-    """Of each token's second choice [T]: the margin is the difference of their log-probabilities."""
+    """Of each token's second choice [T], the margin being the difference of the two log-probabilities: how often
+    drawing at temperature 1 that has followed the answer so far takes this fork."""
     return np.array(row["top_probability"]) * np.exp(-np.array(row["margin"]))
 
 
-def found_at(rows, name, share, weighted=False, n=0) -> np.ndarray:
+def found_at(rows, name, share, hits=None, n=0) -> np.ndarray:
     """The share of all flips that are found by forking this share of all tokens (or these: an array), those with the
     largest scores; where a score is tied at the edge, its tokens count in part. name "oracle": the flips first.
-    weighted: a flip counts by the probability of its second choice, which is how often drawing at temperature 1 would
-    meet it. n: that many resamplings of the tasks follow the value itself, [1 + n,...]."""
+    hits: what is counted in place of the flips, an array over the tokens of all answers. n: that many resamplings of
+    the tasks follow the value itself, [1 + n,...]."""
     score, flips, task, _ = joined(rows)
-    hits = flips * (np.concatenate([second_probability(row) for row in rows]) if weighted else 1.0)
+    hits = np.asarray(flips if hits is None else hits, float)
     first = hits if name == "oracle" else score[name]
     order = np.argsort(-first, kind="stable")
     edges = np.append(np.flatnonzero(np.diff(first[order])), len(order) - 1)  # the last token of each value

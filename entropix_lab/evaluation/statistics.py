@@ -26,15 +26,15 @@ def share(passed) -> tuple[float, float, float]:
     return float(np.mean(passed)), float(interval.low), float(interval.high)
 
 
-def by_task(statistic, tasks, n: int = 1000, seed: int = 0) -> np.ndarray:
-    """[3,...]: statistic(everything), and its 2.5 % and 97.5 % points when whole tasks are resampled.
+def resampled(n_tasks, n, seed=0) -> np.ndarray:
+    """How often each task is drawn [1 + n, tasks]: once in the first row, at random in n resamplings."""
+    drawn = np.random.default_rng(seed).multinomial(n_tasks, np.full(n_tasks, 1 / n_tasks), n)
+    return np.concatenate([np.ones((1, n_tasks)), drawn])
 
-    tasks: a list of tuples of arrays [tokens], one tuple to a task; statistic takes the tuple of their concatenations
-    and returns a number or an array. Drawings in which it is NaN do not count."""
-    joined = lambda rows: statistic(*(np.concatenate(x) for x in zip(*(tasks[i] for i in rows), strict=True)))
-    rng = np.random.default_rng(seed)
-    drawn = [joined(rng.integers(0, len(tasks), len(tasks))) for _ in range(n)]
-    return np.array([joined(range(len(tasks))), *np.nanpercentile(drawn, [2.5, 97.5], axis=0)])
+
+def spread(values) -> tuple[float, float, float]:
+    """The first of values, and the 2.5 % and 97.5 % points of the others, without those that are NaN."""
+    return float(values[0]), *map(float, np.nanpercentile(values[1:], [2.5, 97.5]))
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,6 @@ class Paired:
     def __str__(self):
         bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
         return f"{self.difference:+.3f} {bounds}, p {self.p:.3f}, detectable {self.detectable:.3f}"
-
-    def words(self) -> str:
-        """What can be said: a difference, or which are excluded."""
-        if self.p < 0.05:
-            return f"{'better' if self.difference > 0 else 'worse'} by {abs(self.difference):.3f}"
-        excluded = f"gains above {max(self.high, 0):.3f} and losses above {max(-self.low, 0):.3f} excluded"
-        return f"no difference found, {excluded}"
 
 
 def paired(a, b, seed=0) -> Paired:
@@ -104,13 +97,12 @@ class Matched:
     """Plain sampling that is as surprising as a target: of each task a share of its accuracy at two temperatures.
 
     temperatures: the two between which it lies; share: of the second one; accuracy [n]: of each task; surprisal: of a
-    token, nats; residual: how far that is from the target, relative to it."""
+    token, nats."""
 
     temperatures: tuple[float, float]
     share: float
     accuracy: np.ndarray
     surprisal: float
-    residual: float
 
 
 def matched(curve, target: float) -> Matched:
@@ -130,7 +122,7 @@ def matched(curve, target: float) -> Matched:
     mix = lambda f: (1 - share) * f(cold) + share * f(warm)
     reached = mix(lambda run: run.surprisal.sum() / run.samples) / mix(lambda run: run.tokens.sum() / run.samples)
     both = tuple(temperatures[i : i + 2])
-    return Matched(both, share, mix(lambda run: run.accuracy), float(reached), float(reached / target - 1))
+    return Matched(both, share, mix(lambda run: run.accuracy), float(reached))
 
 
 def rematched(curve, run, n: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
@@ -138,7 +130,7 @@ def rematched(curve, run, n: int = RESAMPLES, seed: int = 0) -> tuple[float, flo
     which the share of the warmer neighbour is found anew in each drawing: the match is an estimate too."""
     cold, warm = (curve[t] for t in matched(curve, run.mean_surprisal).temperatures)
     tasks = len(run.passed)
-    counts = np.random.default_rng(seed).multinomial(tasks, np.full(tasks, 1 / tasks), n)
+    counts = resampled(tasks, n, seed)[1:]
     target = (counts @ run.surprisal) / (counts @ run.tokens)
     excess = [(counts @ x.surprisal - target * (counts @ x.tokens)) / x.samples for x in (cold, warm)]
     warmer = excess[0] / (excess[0] - excess[1])

@@ -9,68 +9,37 @@ def lines(tests) -> str:
 
 def found(tests) -> dict:
     """{name: "better" | "worse"} of those of {name: Paired} whose p is below 0.05."""
-    return {name: c.words().split()[0] for name, c in tests.items() if c.p < 0.05}
+    return {name: "better" if c.difference > 0 else "worse" for name, c in tests.items() if c.p < 0.05}
+
+
+def bounds(tests) -> tuple[float, float]:
+    """Above which gain and which loss effects are excluded for every one of {name: Paired}, by its own interval."""
+    return max(0, *(c.high for c in tests.values())), max(0, *(-c.low for c in tests.values()))
 
 
 def said(tests) -> str:
-    """{name: Paired} in sentences, with intervals, the excluded effects, and what a test of this size finds."""
-    parts = []
-    for name in found(tests):
-        c = tests[name]
-        low, high = sorted((abs(c.low), abs(c.high)))
-        parts.append(f"**{name}: {c.words()}** ({low:.3f} to {high:.3f}, p {c.p:.3f}).")
-    rest = {name: c for name, c in tests.items() if c.p >= 0.05}
-    if rest:
-        gains, losses = ({name: max(x(c), 0) for name, c in rest.items()} for x in (lambda c: c.high, lambda c: -c.low))
-        sizes = {name: c.detectable for name, c in rest.items()}
-        step = " at the first step of Holm's correction" if max(c.tests for c in rest.values()) > 1 else ""
-        parts.append(
-            f"**No difference found** for {listed(rest)}: gains above {between(gains)} and losses above "
-            f"{between(losses)} are excluded; a difference of {between(sizes)} would be found four times in five{step}."
-        )
-    return " ".join([*parts, *singly(tests)])
-
-
-def singly(tests) -> list[str]:
-    """A sentence of those of {name: Paired} whose own interval lies beside 0 though the corrected p is not small."""
-    parts, rest = [], {name: c for name, c in tests.items() if c.p >= 0.05}
+    """{name: Paired} in sentences: what was found; of the rest what is excluded for all of them, and whose own interval
+    lies beside 0 though the corrected p is not small."""
+    size = lambda c: "{:.3f} to {:.3f}".format(*sorted((abs(c.low), abs(c.high))))
+    of = lambda name: f"{abs(tests[name].difference):.3f} ({size(tests[name])})"
+    parts = [f"{name} is {word} by {of(name)}" for name, word in found(tests).items()]
+    if rest := {name: c for name, c in tests.items() if c.p >= 0.05}:
+        others = next(iter(rest)) if len(rest) == 1 else f"the other {len(rest)}" if parts else f"any of {len(rest)}"
+        excluded = "gains above {:.3f} and losses above {:.3f} are excluded".format(*bounds(rest))
+        parts.append(f"no difference is found for {others} ({excluded}{' for each' if len(rest) > 1 else ''})")
+    sentences = ["; ".join(parts) + "."]
     for side, beyond in (("below", lambda c: c.high < 0), ("above", lambda c: c.low > 0)):
         if some := [name for name, c in rest.items() if beyond(c)]:
             subject = f"The interval of {some[0]} lies" if len(some) == 1 else f"The intervals of {listed(some)} lie"
             p = listed([f"{rest[name].p:.3f}" for name in some])
-            parts.append(f"{subject} {side} 0 taken singly; after the correction this is not significant (p {p}).")
-    return parts
-
-
-def brief(tests) -> str:
-    """The same in one sentence, with the widest bounds of those of which nothing was found."""
-    size = lambda c: "{:.3f} to {:.3f}".format(*sorted((abs(c.low), abs(c.high))))
-    parts = [f"{name} is {c.words()} ({size(c)})" for name, c in tests.items() if c.p < 0.05]
-    rest = [c for c in tests.values() if c.p >= 0.05]
-    if rest:
-        bounds = (
-            f"gains above {max(0, *(c.high for c in rest)):.3f} and losses above {max(0, *(-c.low for c in rest)):.3f}"
-        )
-        names = [name for name, c in tests.items() if c.p >= 0.05]
-        others = names[0] if len(rest) == 1 else f"the other {len(rest)}" if parts else f"any of {len(rest)}"
-        parts.append(
-            f"no difference is found for {others} ({bounds} are excluded{' for each' if len(rest) > 1 else ''})"
-        )
-    return "; ".join(parts) + "."
+            sentences.append(f"{subject} {side} 0 taken singly; after the correction this is not significant (p {p}).")
+    return " ".join(sentences)
 
 
 def listed(names) -> str:
-    """ "a, b and c" """
-    *most, last = names
+    """ "a, b and c", or "none" """
+    *most, last = names or ["none"]
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def between(values) -> str:
-    """The smallest and the largest of {name: value}, or the only one."""
-    least, most = min(values, key=values.get), max(values, key=values.get)
-    if len(values) == 1:
-        return f"{values[least]:.3f}"
-    return f"{values[least]:.3f} ({least}) to {values[most]:.3f} ({most})"
 
 
 def span(triple, form=".2f") -> str:

@@ -3,15 +3,15 @@
 import numpy as np
 
 from ..colours import BLUE, GREEN, ORANGE, RED
-from ..evaluation.forks import found_at, scores
-from ..evaluation.statistics import by_task, interval
+from ..evaluation.forks import found_at, joined
+from ..evaluation.statistics import interval, resampled
 from .style import figure, styled, token_label
 
 DPI = 74  # a dozen figures in one notebook, whose pictures are committed
 LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
 LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
 NUMBERS = {"T": "temperature", "top-p": "p", "min-p": "min-p", "top-n-sigma": "n", "adaptive": "temperature"}
-LAST = {"margin": "smallest", "top-1": "smallest", "position": "earliest"}
+FIRST = {"margin": "smallest margin", "top-1": "smallest top-1", "position": "earliest"}  # else the largest
 NUMBERS |= {"dirichlet": "target entropy"}  # what the settings of a sampler are
 
 
@@ -57,52 +57,43 @@ def flip_rate(rows, bins=10):
     """Left: the share of forks that flip the verdict, by tenths of each score (equally many tokens to a bin), the
     entropy's with 95 % intervals over tasks. Right: the share of all flips that is found when a budget is spent on the
     tokens with the largest scores; black: the flips first, and tokens at random."""
-    fig, (left, right) = figure(1, 2, figsize=(10, 3.5), dpi=DPI)
-    flips = np.concatenate([row["flips"] for row in rows])
+    fig, (left, right) = figure(1, 2, figsize=(10, 3.4), dpi=DPI)
+    score, flips, task, _ = joined(rows)
+    at, budget = np.arange(bins) + 0.5, np.linspace(0, 1, 101)
     for name, (colour, style, marker) in LOOK.items():
-        order = np.argsort(np.concatenate([scores(row)[name] for row in rows]), kind="stable")
-        rate = [flips[part].mean() for part in np.array_split(order, bins)]
-        label = f"{name}, {LAST[name]} last" if name in LAST else name
-        left.plot(np.arange(bins) + 0.5, rate, color=colour, ls=style, marker=marker, ms=5, label=label)
-    place = np.argsort(np.argsort(np.concatenate([scores(row)["entropy"] for row in rows]), kind="stable"))
-    ends = np.cumsum([len(row["flips"]) for row in rows])[:-1]
-    binned = np.split(place * bins // len(flips), ends)
-    tasks = [(b, np.array(row["flips"])) for b, row in zip(binned, rows, strict=True)]
-    rates = lambda b, f: np.bincount(b, f, bins) / np.maximum(np.bincount(b, minlength=bins), 1)
-    _, low, high = by_task(rates, tasks, 400)
-    left.fill_between(np.arange(bins) + 0.5, low, high, color=RED, alpha=0.15, lw=0, label="entropy, 95 % interval")
-    left.axhline(flips.mean(), color="black", lw=1, ls=":")
-    left.set(
-        xlabel=f"tokens by score, in {bins} equal parts, most hesitant or earliest last",
-        ylabel="forks that flip the verdict",
-    )
-    left.set(ylim=(0, 1.7 * left.get_ylim()[1]), xlim=(0, bins))
-    left.legend(loc="upper right", fontsize=8.5, ncols=2)
-    budget = np.linspace(0, 1, 101)
-    for name, (colour, style, _) in LOOK.items():
-        right.plot(budget, [found_at(rows, name, b) for b in budget], color=colour, ls=style, label=name)
-    right.plot(budget, [found_at(rows, "oracle", b) for b in budget], color="black", lw=1)
+        part = np.argsort(np.argsort(score[name], kind="stable")) * bins // len(flips)
+        of_task = lambda x, part=part: np.bincount(task * bins + part, x, len(rows) * bins).reshape(-1, bins)
+        counts = resampled(len(rows), 400)
+        rates = counts @ of_task(flips) / np.maximum(counts @ of_task(np.ones(len(flips))), 1)
+        left.plot(at, rates[0], color=colour, ls=style, marker=marker, ms=5, label=FIRST.get(name, f"largest {name}"))
+        right.plot(budget, found_at(rows, name, budget), color=colour, ls=style)
+        if name == "entropy":
+            left.fill_between(at, *np.percentile(rates[1:], [2.5, 97.5], 0), color=RED, alpha=0.15, lw=0)
+    left.axhline(flips.mean(), color="black", lw=1, ls=":", label="at random")
     right.plot(budget, budget, color="black", lw=1, ls=":")
-    right.set(
-        xlabel="share of all tokens that are forked", ylabel="share of all flips found", xlim=(0, 1), ylim=(0, 1.02)
-    )
-    right.legend(loc="lower right")
+    right.plot(budget, found_at(rows, "oracle", budget), color="black", lw=1, label="flips first")
+    left.set(xlabel=f"tokens by score, in {bins} equal parts, most hesitant or earliest last", xlim=(0, bins))
+    left.set(ylabel="forks that flip the verdict", ylim=(0, None))
+    right.set(xlabel="share of all tokens that are forked", xlim=(0, 1))
+    right.set(ylabel="share of all flips found", ylim=(0, 1.02))
+    fig.legend(loc="outside lower center", ncols=7, fontsize=8.5)
     return left, right
 
 
 @styled
 def auroc_table(columns):
-    """AUROCs with 95 % intervals: {title: {name: (value, low, high)}}, a panel to each title; 0.5 is chance."""
+    """AUROCs with 95 % intervals: {title: {name: (value, low, high)}}, a panel to each title; 0.5 is chance. The first
+    panel has all names."""
     names = list(next(iter(columns.values())))
-    size = ((2.7 if len(columns) > 3 else 3.4) * len(columns) + 1.5, 0.32 * len(names) + 1)
+    size = ((2.7 if len(columns) > 3 else 3.4) * len(columns) + 1.5, 0.26 * len(names) + 1)
     fig, axes = figure(1, len(columns), figsize=size, sharex=True, sharey=True, squeeze=False, dpi=DPI)
     for ax, (title, table) in zip(axes[0], columns.items(), strict=True):
-        for y, (value, low, high) in enumerate(table[name] for name in names):
-            ax.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color=BLUE, capsize=3)
-            ax.annotate(f"{value:.2f}", (value, y), (0, 5), textcoords="offset points", ha="center", fontsize=8.5)
+        for name, (value, low, high) in table.items():
+            xerr = [[value - low], [high - value]]
+            ax.errorbar(value, names.index(name), xerr=xerr, fmt="o", color=BLUE, capsize=3)
         ax.axvline(0.5, color="black", lw=1, ls=":")
         ax.set_yticks(range(len(names)), names)
-        ax.set(xlabel="AUROC", title=title, ylim=(len(names) - 0.4, -0.7))
+        ax.set(xlabel="AUROC", title=title, ylim=(len(names) - 0.5, -0.5))
     return axes[0]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..colours import BLUE, COLOURS, GREEN, ORANGE, PURPLE, RED, SKY
-from ..evaluation.statistics import interval
+from ..evaluation.statistics import interval, matched
 from ..sampling import BRANCHES
 from .entropy import MARKERS
 from .style import figure, styled, token_label
@@ -24,36 +24,27 @@ def margins(generations, rounding=1e-5):
 
 
 @styled
-def accuracy_against_surprisal(runs, plain):
-    """Accuracy of sampler runs (a dict of Tallied), with 95 % intervals over tasks, against the mean surprisal of what
-    they drew. The names in `plain` are one sampler at several temperatures: a line, against which the others are read.
-    """
+def accuracy_against_surprisal(curve, others):
+    """Accuracy of sampler runs, {name: Tallied}, with 95 % intervals over tasks, against the mean surprisal of their
+    tokens. curve: one sampler at rising temperatures, with a line of mixtures (evaluation.matched) against which the
+    others are read."""
     fig, ax = figure(figsize=(8, 4), dpi=76)
-    colours = iter([RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"])
-    markers = iter("os^DvPX*")
-    line = [(runs[name].mean_surprisal, runs[name].accuracy.mean()) for name in plain]
-    ax.plot(*np.array(line).T, "--", color=BLUE, lw=1.5, zorder=1, label="plain, by temperature")
-    for name, run in runs.items():
-        colour = BLUE if name in plain else next(colours)
-        (low, high), x, y = interval(run.accuracy), run.mean_surprisal, run.accuracy.mean()
-        ax.errorbar(
-            x,
-            y,
-            [[y - low], [high - y]],
-            fmt="o" if name in plain else next(markers),
-            color=colour,
-            capsize=3,
-            mfc=colour if name in plain else "white",
-            mew=1.5,
-            ms=4 if name in plain else 8,
-            zorder=2 if name in plain else 3,
-            label=None if name in plain else name,
-        )
-        if name in plain:  # below all intervals, neighbours' names at two heights
-            place, height = dict(color=BLUE, fontsize=8.5, ha="center"), 0.04 + 0.06 * (plain.index(name) % 2)
-            place |= dict(bbox=dict(facecolor="white", lw=0, pad=0.5))
-            ax.plot([x, x], [0, low], color=BLUE, lw=0.6, ls=":", zorder=1)
-            ax.annotate(name, (x, height), xycoords=("data", "axes fraction"), **place)
+    look = zip("os^DvPX*", [RED, ORANGE, GREEN, PURPLE, SKY, "black", "#666666", "#999999"], strict=True)
+    place = lambda run: (run.mean_surprisal, run.accuracy.mean())
+    bars = lambda run: np.abs(np.subtract(interval(run.accuracy), run.accuracy.mean()))[:, None]
+    ends = [run.mean_surprisal for run in curve.values()]
+    mixed = np.geomspace(ends[0], ends[-1], 80)
+    line = [matched(curve, x).accuracy.mean() for x in mixed]
+    ax.plot(mixed, line, "--", color=BLUE, lw=1.5, zorder=1, label="plain, by temperature")
+    for i, (name, run) in enumerate(curve.items()):
+        ax.errorbar(*place(run), bars(run), fmt="o", color=BLUE, capsize=3, ms=4)
+        # below all intervals, neighbours' names at two heights
+        ax.plot([ends[i]] * 2, [0, interval(run.accuracy)[0]], color=BLUE, lw=0.6, ls=":", zorder=1)
+        box = dict(color=BLUE, fontsize=8.5, ha="center", bbox=dict(facecolor="white", lw=0, pad=0.5))
+        ax.annotate(name, (ends[i], 0.04 + 0.06 * (i % 2)), xycoords=("data", "axes fraction"), **box)
+    for (name, run), (marker, colour) in zip(others.items(), look, strict=False):
+        white = dict(mfc="white", mew=1.5, ms=8, capsize=3, zorder=3)
+        ax.errorbar(*place(run), bars(run), fmt=marker, color=colour, label=name, **white)
     ax.set(xscale="log", xlabel="mean surprisal of the drawn tokens, nats", ylabel="accuracy", ylim=(0, None))
     ax.set_xticks(ticks := [t for t in (0.5, 0.6, 0.8, 1, 1.5, 2, 3, 4) if t <= 1.1 * ax.get_xlim()[1]], ticks)
     ax.minorticks_off()
@@ -65,35 +56,35 @@ def accuracy_against_surprisal(runs, plain):
 def differences(comparisons):
     """A dict of evaluation.Paired as points with 95 % intervals; the grey bars are what this size cannot detect."""
     fig, ax = figure(figsize=(8, 0.3 * len(comparisons) + 1.2), dpi=76)
+    _points(ax, comparisons)
+    fig.legend(loc="outside lower center")
+    return ax
+
+
+def _points(ax, comparisons):
     for i, c in enumerate(comparisons.values()):
         label = "too small to be found four times in five" if i == 0 else None
         ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
-        ax.errorbar(
-            c.difference, i, xerr=[[c.difference - c.low], [c.high - c.difference]], fmt="o", color=RED, capsize=3
-        )
+        ends = [[c.difference - c.low], [c.high - c.difference]]
+        ax.errorbar(c.difference, i, xerr=ends, fmt="o", color=RED, capsize=3)
     ax.axvline(0, color="black", lw=1)
     ax.set_yticks(range(len(comparisons)), list(comparisons))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="difference of accuracy")
-    fig.legend(loc="outside lower center")
-    return ax
 
 
 @styled
-def accuracy_by_slope(runs):
-    """Accuracy of {slope: Tallied} with 95 % intervals over tasks, and beside it the surprisal that was to be equal."""
-    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=76, sharex=True)
-    slopes = sorted(runs)
-    accuracy = np.array([runs[s].accuracy.mean() for s in slopes])
-    low, high = np.array([interval(runs[s].accuracy) for s in slopes]).T
-    ax.errorbar(slopes, accuracy, [accuracy - low, high - accuracy], fmt="o-", color=BLUE, capsize=4, ms=7)
-    ax.set(ylabel="accuracy", ylim=(0, None))
-    ax.set_title("cooler where it hesitates  <   slope   >  hotter where it hesitates", loc="center")
-    beside.plot(slopes, [runs[s].mean_surprisal for s in slopes], "s--", color=RED, ms=6)
+def accuracy_by_slope(comparisons, runs):
+    """What is compared, as in differences; and beside it of {slope: Tallied} the surprisal that was to be equal, dotted
+    that without a slope."""
+    fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=76)
+    _points(ax, comparisons)
+    fig.legend(loc="outside lower left")
+    beside.plot(sorted(runs), [runs[s].mean_surprisal for s in sorted(runs)], "s--", color=BLUE, ms=6)
+    beside.axhline(runs[0].mean_surprisal, color="black", lw=1, ls=":")
+    beside.set(xlabel="slope of log T over entropy, 1/nat", xticks=sorted(runs)[::2])
     beside.set(ylabel="mean surprisal, nats", ylim=(0, 1.2 * max(run.mean_surprisal for run in runs.values())))
-    for axes in (ax, beside):
-        axes.set(xlabel="slope of log T over entropy, 1/nat", xticks=slopes)
     return ax
 
 

@@ -4,21 +4,22 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
+from entropix_lab import evaluation
 from entropix_lab.evaluation import chat_prompts, forks
 
 
-def test_forks_are_what_the_whole_text_gives(demo):
+def test_forks_are_what_the_whole_text_gives(few_layers):
     tasks, n = lab.tasks.make_tasks(3), 6
-    found = forks.fork_every_token(demo, tasks, n, group=2, rows=5)  # groups and rows that do not come out even
-    stops, decode = demo.tokenizer.stop_tokens, demo.tokenizer.decode
-    prompts, starts, expected = chat_prompts(demo, tasks), [], []
-    for prompt, f, answer in zip(prompts, found, lab.generate(demo, prompts, n), strict=True):
+    found = forks.fork_every_token(few_layers, tasks, n, group=2, rows=5)  # groups and rows that do not come out even
+    stops, decode = few_layers.tokenizer.stop_tokens, few_layers.tokenizer.decode
+    prompts, starts, expected = chat_prompts(few_layers, tasks), [], []
+    for prompt, f, answer in zip(prompts, found, lab.generate(few_layers, prompts, n), strict=True):
         assert f.tokens.tolist() == answer.tokens.tolist() and f.text == answer.text
         np.testing.assert_allclose(np.log(f.top_probability), answer.logprobs, atol=1e-3)
         starts += [[*f.tokens[:t].tolist(), int(f.second[t])] for t in range(len(f.tokens))]
         expected += [(prompt, text) for text in f.texts]
     going = [i for i, start in enumerate(starts) if start[-1] not in stops and len(start) < n]
-    ends = lab.generate(demo, [[*expected[i][0], *starts[i]] for i in going], n)
+    ends = lab.generate(few_layers, [[*expected[i][0], *starts[i]] for i in going], n)
     for i, end in zip(going, ends, strict=True):
         starts[i] = starts[i] + end.tokens.tolist()[: n - len(starts[i])]
     assert [decode([t for t in s if t not in stops]) for s in starts] == [text for _, text in expected]
@@ -64,25 +65,27 @@ def test_flips_found_at_a_budget():
     assert forks.found_at(answers, "entropy", share / 2) == pytest.approx(0.5, abs=0.01)
     assert abs(forks.found_at(answers, "varentropy", 0.2) - 0.2) < 0.1
     one = {"flips": [1, 1], "entropy": [0.6, 1.0], "varentropy": [0, 0], "margin": [np.log(3), np.log(9)]}
-    one |= {"top_probability": [0.75, 0.9]}  # second choices of 0.25 and 0.1
-    assert forks.found_at([one], "entropy", 0.5, weighted=True) == pytest.approx(0.1 / 0.35)
+    one |= {"top_probability": [0.75, 0.9]}
+    assert forks.second_probability(one) == pytest.approx([0.25, 0.1])
+    assert forks.found_at([one], "entropy", 0.5, np.array([0.25, 0.1])) == pytest.approx(0.1 / 0.35)
 
 
 def test_intervals_are_those_of_tasks_drawn_again():
     """Counting each task as often as it was drawn is putting it so often into the list."""
     answers, n = list(rows(12)), 20
-    drawn = forks.resampled(12, n)
+    drawn = evaluation.resampled(12, n)
     again = [[answers[i] for i in np.repeat(range(12), times)] for times in drawn.astype(int)]
-    found = forks.found_at(answers, "varentropy", np.array([0.1, 0.4]), True, n)
-    np.testing.assert_allclose(found, [forks.found_at(a, "varentropy", np.array([0.1, 0.4]), True) for a in again])
+    chances = lambda rows: np.concatenate([row["top_probability"] for row in rows])
+    at = lambda rows, n=0: forks.found_at(rows, "varentropy", np.array([0.1, 0.4]), chances(rows), n)
+    np.testing.assert_allclose(at(answers, n), [at(a) for a in again])
     tables = [forks.token_aurocs(a, 9)["margin"] for a in again]
     for view, expected in forks.token_aurocs(answers, n)["margin"].items():
-        assert expected == pytest.approx(forks.spread([table[view][0] for table in tables])), view
+        assert expected == pytest.approx(evaluation.spread([table[view][0] for table in tables])), view
     kinds = np.repeat(["a", "b", "c"], 4)
     both = zip(again, drawn.astype(int), strict=True)
     tables = [forks.answer_aurocs(a, kinds[np.repeat(range(12), times)], 9) for a, times in both]
     for view, expected in forks.answer_aurocs(answers, kinds, n)["mean margin"].items():
-        assert expected == pytest.approx(forks.spread([table["mean margin"][view][0] for table in tables])), view
+        assert expected == pytest.approx(evaluation.spread([table["mean margin"][view][0] for table in tables])), view
 
 
 def test_comparing_within_groups_removes_their_difference():
