@@ -95,7 +95,13 @@ class TestNotebook:
 @pytest.mark.parametrize(
     ("target", "commands"),
     [
-        ("compare", [r"papermill notebooks/03_compare.ipynb outputs/03_compare.ipynb", r"entropix_lab/verdict.py outputs/03_compare.ipynb"]),
+        (
+            "compare",
+            [
+                r"papermill notebooks/03_compare.ipynb outputs/03_compare.ipynb",
+                r"entropix_lab/verdict.py outputs/03_compare.ipynb",
+            ],
+        ),
         ("test", [r"OMP_NUM_THREADS=1 .venv/bin/python -m pytest$"]),
         ("lab", [r"jupyter lab notebooks"]),
     ],

@@ -33,24 +33,9 @@ class Run:
         return float(self.passed.mean())
 
     @property
-    def tokens_per_sample(self) -> float:
-        return float(self.length.mean())
-
-    @property
     def mean_surprisal(self) -> float:
         """Of all tokens, nats: an estimate of the cross-entropy between what was drawn and the model."""
         return float((self.surprisal * self.length).sum() / self.length.sum())
-
-    @property
-    def distinct(self) -> float:
-        """Of k samples of one prompt, the share that differ from all earlier ones (1 where k is 1)."""
-        return float(np.mean([len(set(texts)) / len(texts) for texts in self.texts]))
-
-    @property
-    def repetition(self) -> float:
-        """The share of a sample's token trigrams that occurred in it before."""
-        shares = [_repeats(tokens) for row in self.tokens for tokens in row]
-        return float(np.mean(shares))
 
 
 @jax.tree_util.register_dataclass
@@ -172,8 +157,3 @@ def step_seconds(sampler, vocab_size: int, batch: int = 1, repeats: int = 20) ->
     step = jax.jit(lambda logits, state, keys: sampler(logits, {"entropy": H, "varentropy": V}, state, keys))
     state, keys = sampler.init(batch), jax.random.split(jax.random.key(0), batch)
     return median_seconds(lambda: step(logits, state, keys), repeats)
-
-
-def _repeats(tokens):
-    grams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return 1 - len({tuple(map(int, g)) for g in grams}) / len(grams) if grams else 0.0

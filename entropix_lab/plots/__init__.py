@@ -3,15 +3,7 @@
 from .attention import attention_entropy, attention_map, attention_positions, attention_tiles
 from .causes import effects, layer_effects, patching
 from .devices import placement, token_times
-from .entropy import (
-    entropy_trace,
-    lens_entropy,
-    lens_words,
-    prediction,
-    quadrants,
-    token_heat,
-    two_outcomes,
-)
+from .entropy import entropy_trace, lens_words, prediction, quadrants, token_heat, two_outcomes
 from .forks import auroc_table, flip_rate, forked_answer, rates_by_kind, tuning_curves
 from .proof import fault_table, layer_diff, op_noise, stream_norms, three_views
 from .sampling import (

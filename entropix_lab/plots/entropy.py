@@ -139,34 +139,15 @@ def token_heat(gen, value: str = "entropy", columns: int = 100):
 
 
 @styled
-def lens_entropy(gen):
-    """The logit lens of a gen: the entropy of the next token as each layer would predict it, layers by tokens."""
-    trace = _with_lens(gen)
-    fig, ax = figure(figsize=(12, 4.6))
-    largest = float(np.nanmax(trace.lens_entropy[1:] if len(trace) > 1 else trace.lens_entropy))  # the sink's apart
-    image = ax.imshow(trace.lens_entropy.T, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=largest)
-    ax.grid(False)
-    _token_axis(ax, trace)
-    ax.set(ylabel="after layer", title="What each layer would predict (the label is the token that came)")
-    fig.colorbar(image, ax=ax, label="entropy, nats", shrink=0.9, pad=0.01, extend="max")
-    return ax
-
-
-def _with_lens(gen):
-    trace = trace_of(gen)
-    if trace.lens_entropy is None:
-        raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
-    return trace
-
-
-@styled
 def lens_words(gen, every: int = 2, furthest: int = 1000):
     """The logit lens of a gen in words: the likeliest token as each layer would predict it, layers by tokens.
 
     The ground is the darker the nearer the token that came is to the top of that layer's prediction: from rank 0 (the
     word is right) to furthest and beyond. Every so many layers from the last one down.
     """
-    trace = _with_lens(gen)
+    trace = trace_of(gen)
+    if trace.lens_rank is None:
+        raise ValueError('this trace has no logit lens: pass lens=True to trace_text, or trace="lens" to generate')
     layers = np.arange(trace.lens_rank.shape[1])[::-1][::every][::-1]
     ranks = trace.lens_rank[:, layers].T
     fig, ax = figure(figsize=(12, 1.3 + 0.25 * len(layers)), dpi=95)  # small words, whatever the other figures have

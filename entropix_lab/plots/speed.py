@@ -58,16 +58,21 @@ def token_parts(rows, limits):
     """Bars of one token's milliseconds by part. rows: {name: {part: seconds}} without the whole; limits: {name: seconds
     that reading the memory takes}, a line in each bar."""
     fig, ax = figure(figsize=(9, 0.9 + 0.55 * len(rows)))
-    parts = list(next(iter(rows.values())))
+    parts = [part for part in next(iter(rows.values())) if max(row[part] for row in rows.values()) > 0]
     left, longest = np.zeros(len(rows)), 1e3 * max(sum(row.values()) for row in rows.values())
-    for part, color, hatch in zip(parts, (BLUE, ORANGE, GREEN, "0.75", RED), ("", "//", "..", "", "xx"), strict=False):
+    for part, color, hatch in zip(parts, (BLUE, ORANGE, GREEN, "0.75", RED), ("", "", "..", "", "xx"), strict=False):
         ms = np.array([1e3 * row[part] for row in rows.values()])
         bars = ax.barh(list(rows), ms, left=left, color=color, hatch=hatch, edgecolor="white", label=part, height=0.6)
-        ax.bar_label(bars, [f"{x:.1f}" if x > longest / 25 else "" for x in ms], label_type="center", fontsize=9)
+        numbers = [f"{x:.1f}" if x > longest / 25 else "" for x in ms]
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+        ax.bar_label(bars, numbers, label_type="center", fontsize=9, bbox=box, zorder=4)
         left += ms
     for i, name in enumerate(rows):
         ax.plot(
-            [1e3 * limits[name]] * 2, [i - 0.4, i + 0.4], color="black", label="reading it once" if i == 0 else None
+            [1e3 * limits[name]] * 2,
+            [i - 0.4, i + 0.4],
+            color="black",
+            label="reading weights and cache once" if i == 0 else None,
         )
     ax.invert_yaxis()
     ax.set(xlabel="ms a token")

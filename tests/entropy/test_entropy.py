@@ -404,8 +404,6 @@ class TestPlots:
         np.testing.assert_array_equal(ax.lines[1].get_ydata(), trace.surprisal)
         points = np.concatenate([c.get_offsets() for c in lab.plots.quadrants([trace, trace]).collections])
         assert len(points) == 58 and sorted(points[:, 0]) == sorted(np.tile(trace.entropy, 2).astype(float))
-        image = lab.plots.lens_entropy(trace).images[0]
-        np.testing.assert_array_equal(image.get_array(), trace.lens_entropy.T)
         panels = lab.plots.attention_entropy(trace)
         np.testing.assert_allclose(panels[2].images[0].get_array(), trace.attention_sink.mean(0))
         assert "".join(t.get_text() for t in lab.plots.token_heat(trace).texts) == "".join(trace.pieces)
@@ -423,5 +421,3 @@ class TestPlots:
     def test_they_say_what_is_missing(self, tiny32):
         with pytest.raises(ValueError, match="trace=True"):
             lab.plots.entropy_trace(lab.generate(tiny32, [1], 2)[0])
-        with pytest.raises(ValueError, match="lens=True"):
-            lab.plots.lens_entropy(lab.trace_text(tiny32, [1, 2, 3]))

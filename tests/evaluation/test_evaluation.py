@@ -54,11 +54,6 @@ def test_budgets_are_met_to_half_an_answer():
     assert within_budget(run, np.full(50, 10**6)).tolist() == [8] * 50
 
 
-def test_distinct_and_repetition():
-    run = made_up(0.5)
-    assert run.distinct == 0.75 and run.repetition == 0.25  # 123 231 312 123
-
-
 def test_majority_counts_final_answers_and_breaks_ties_by_likelihood():
     number = lab.tasks.Task("How many?", "7", "number")
     word = lab.tasks.Task("What is the capital of Peru?", "Lima")

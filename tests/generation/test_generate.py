@@ -256,7 +256,9 @@ class Script:
 def test_streams_whole_characters(few_layers, capsys):
     text = "naïve 北京 🙂 end"
     tokens, pieces = few_layers.tokenizer.encode(text), []
-    g = lab.generate(few_layers, "x", len(tokens), Script(tokens), stream=lambda row, piece: pieces.append((row, piece)))[0]
+    g = lab.generate(
+        few_layers, "x", len(tokens), Script(tokens), stream=lambda row, piece: pieces.append((row, piece))
+    )[0]
     assert "".join(p for _, p in pieces) == text == g.text and {row for row, _ in pieces} == {0}
     assert not any("\ufffd" in p for _, p in pieces) and len(pieces) < len(tokens)
     lab.generate(few_layers, "x", len(tokens), Script(tokens), stream=True)
