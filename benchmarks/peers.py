@@ -8,7 +8,8 @@ after it (medians over rounds in which the peers take turns), and their ratio to
 the anonymous memory that loading and one generation take. Each peer reads with the number of threads with which it
 reads a short prompt fastest, and decodes with the one that is fastest in that case; ours are XLA's, one to a processor.
 --json keeps the rows in outputs/peers.json, in the place of older rows of the same dtype, batch and position: what
-takes long can be run in parts.
+takes long can be run in parts. Each row has its date and what one large product read of the memory just before, because
+a shared machine is not always the same.
 """
 
 import argparse
@@ -342,8 +343,10 @@ def keep(rows, dtype, where):
     file = lab.verdict.outputs_dir() / "peers.json"
     old = json.loads(file.read_text())["rows"] if file.exists() else []
     key = lambda row: (row["dtype"], row["batch"], row["position"], row["peer"])
-    new = {key(row): row for row in [*old, *({"dtype": dtype, **row, "date": where["date"]} for row in rows)]}
-    lab.verdict.write_json("peers.json", {"machine": where, "rows": [new[k] for k in sorted(new)]})
+    when = {"date": where["date"], "gb_per_s": round(where["memory_bandwidth"] / 1e9, 1)}
+    new = {key(row): row for row in [*old, *({"dtype": dtype, **row, **when} for row in rows)]}
+    machine = {name: x for name, x in where.items() if name not in ("date", "memory_bandwidth")}
+    lab.verdict.write_json("peers.json", {"machine": machine, "rows": [new[k] for k in sorted(new)]})
 
 
 if __name__ == "__main__":
