@@ -134,6 +134,7 @@ class CompiledTransformers(Transformers):
 
 class LlamaCpp:
     name = "llama.cpp"
+    BATCH = 2048  # tokens to a call
 
     def __init__(self, path, dtype, rows, slots):
         import llama_cpp
@@ -144,7 +145,7 @@ class LlamaCpp:
         self.llama = llama_cpp.Llama(str(file), n_ctx=64, verbose=False)
         file.unlink()
         params = self.llama.context_params  # a context of our own: the class has one for a single sequence
-        params.n_ctx, params.n_batch, params.n_ubatch = rows * slots, 2048, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = rows * slots, self.BATCH, 512
         # a stream of cache to each row: llama.h advises it for rows that share no prefix
         params.n_seq_max, params.kv_unified = rows, False
         self.context = llama_cpp.llama_init_from_model(self.llama._model.model, params)
@@ -156,7 +157,7 @@ class LlamaCpp:
     def start(self, tokens):
         self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)
         self.position, firsts = tokens.shape[1], []
-        together = max(1, 2048 // self.position)  # rows to a call
+        together = max(1, self.BATCH // self.position)  # rows to a call
         for row in range(0, len(tokens), together):
             each = [(row + r, ids) for r, ids in enumerate(tokens[row : row + together])]
             firsts += self._eval([(int(t), i, r, i == len(ids) - 1) for r, ids in each for i, t in enumerate(ids)])
@@ -253,10 +254,8 @@ def machine() -> dict:
         except PackageNotFoundError:
             versions[package] = None
     return {
-        "date": datetime.date.today().isoformat(),
         "processor": models[0].partition(":")[2].strip(),
         "processors": os.cpu_count(),
-        "memory_bandwidth": lab.timing.memory_bandwidth(),
         "environment": lab.verdict.environment(),
         **versions,
     }
@@ -311,7 +310,8 @@ def main():
     path = lab.checkpoint.find_checkpoint("SmolLM2-135M-Instruct")
     peers, rng = [], np.random.default_rng(0)
     where = machine()
-    print(json.dumps(where))
+    when = {"date": datetime.date.today().isoformat(), "gb_per_s": round(lab.timing.memory_bandwidth() / 1e9, 1)}
+    print(json.dumps(where | when))
     slots = max(args.positions) + args.rounds * args.tokens + 12 * len(THREADS) + 8
     for kind in (k for k in KINDS if k is Ours or k.name in args.peers):
         try:
@@ -335,18 +335,16 @@ def main():
         rows = measured(peers, batch, position, args.rounds, args.tokens, rng)
         print(*map(json.dumps, rows), sep="\n", flush=True)
         if args.json:
-            keep(rows, args.dtype, where)
+            keep([{"dtype": args.dtype, **row, **when} for row in rows], where)
 
 
-def keep(rows, dtype, where):
+def keep(rows, where):
     """Put rows into outputs/peers.json, where they take the place of rows of the same dtype, batch and position."""
     file = lab.verdict.outputs_dir() / "peers.json"
     old = json.loads(file.read_text())["rows"] if file.exists() else []
     key = lambda row: (row["dtype"], row["batch"], row["position"], row["peer"])
-    when = {"date": where["date"], "gb_per_s": round(where["memory_bandwidth"] / 1e9, 1)}
-    new = {key(row): row for row in [*old, *({"dtype": dtype, **row, **when} for row in rows)]}
-    machine = {name: x for name, x in where.items() if name not in ("date", "memory_bandwidth")}
-    lab.verdict.write_json("peers.json", {"machine": machine, "rows": [new[k] for k in sorted(new)]})
+    new = {key(row): row for row in [*old, *rows]}
+    lab.verdict.write_json("peers.json", {"machine": where, "rows": [new[k] for k in sorted(new)]})
 
 
 if __name__ == "__main__":

@@ -100,8 +100,8 @@ def generate(
     writers = [_Writer(model, i, stop, None if stream is True else stream, sampler) for i in range(len(rows))]
     printer = _Printer(writers) if stream is True else lambda: None
     lengths = np.array([len(row) for row in rows], np.int32)
-    # None: tqdm shows it in a terminal
-    hidden = not progress if progress is not None else None if len(rows) > 1 and stream is None else True
+    alone = len(rows) == 1 or stream is not None
+    hidden = (alone or None) if progress is None else not progress  # None: tqdm shows it in a terminal
     found = steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace)
     started, first_token = time.perf_counter(), None
     with tqdm(total=max_new_tokens, unit="token", disable=hidden) as bar:

@@ -59,11 +59,10 @@ def flip_rate(rows, bins=10):
     tokens with the largest scores; black: the flips first, and tokens at random."""
     fig, (left, right) = figure(1, 2, figsize=(10, 3.4), dpi=DPI)
     score, flips, task, _ = joined(rows)
-    at, budget = np.arange(bins) + 0.5, np.linspace(0, 1, 101)
+    at, budget, counts = np.arange(bins) + 0.5, np.linspace(0, 1, 101), resampled(len(rows), 400)
     for name, (colour, style, marker) in LOOK.items():
         part = np.argsort(np.argsort(score[name], kind="stable")) * bins // len(flips)
         of_task = lambda x, part=part: np.bincount(task * bins + part, x, len(rows) * bins).reshape(-1, bins)
-        counts = resampled(len(rows), 400)
         rates = counts @ of_task(flips) / np.maximum(counts @ of_task(np.ones(len(flips))), 1)
         left.plot(at, rates[0], color=colour, ls=style, marker=marker, ms=5, label=FIRST.get(name, f"largest {name}"))
         right.plot(budget, found_at(rows, name, budget), color=colour, ls=style)

@@ -37,9 +37,9 @@ def accuracy_against_surprisal(curve, others):
     line = [matched(curve, x).accuracy.mean() for x in mixed]
     ax.plot(mixed, line, "--", color=BLUE, lw=1.5, zorder=1, label="plain, by temperature")
     for i, (name, run) in enumerate(curve.items()):
-        ax.errorbar(*place(run), bars(run), fmt="o", color=BLUE, capsize=3, ms=4)
+        ax.errorbar(*place(run), below := bars(run), fmt="o", color=BLUE, capsize=3, ms=4)
         # below all intervals, neighbours' names at two heights
-        ax.plot([ends[i]] * 2, [0, interval(run.accuracy)[0]], color=BLUE, lw=0.6, ls=":", zorder=1)
+        ax.plot([ends[i]] * 2, [0, run.accuracy.mean() - below[0, 0]], color=BLUE, lw=0.6, ls=":", zorder=1)
         box = dict(color=BLUE, fontsize=8.5, ha="center", bbox=dict(facecolor="white", lw=0, pad=0.5))
         ax.annotate(name, (ends[i], 0.04 + 0.06 * (i % 2)), xycoords=("data", "axes fraction"), **box)
     for (name, run), (marker, colour) in zip(others.items(), look, strict=False):

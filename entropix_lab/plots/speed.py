@@ -58,10 +58,12 @@ def token_parts(rows, limits):
     """Bars of one token's milliseconds by part. rows: {name: {part: seconds}} without the whole; limits: {name: seconds
     that reading the memory takes}, a line in each bar."""
     fig, ax = figure(figsize=(9, 0.9 + 0.55 * len(rows)))
-    parts = [part for part in next(iter(rows.values())) if max(row[part] for row in rows.values()) > 0]
+    parts = list(next(iter(rows.values())))
     left, longest = np.zeros(len(rows)), 1e3 * max(sum(row.values()) for row in rows.values())
     for part, color, hatch in zip(parts, (BLUE, ORANGE, GREEN, "0.75", RED), ("", "", "..", "", "xx"), strict=False):
         ms = np.array([1e3 * row[part] for row in rows.values()])
+        if not ms.any():  # in the legend it would have no bar
+            continue
         bars = ax.barh(list(rows), ms, left=left, color=color, hatch=hatch, edgecolor="white", label=part, height=0.6)
         numbers = [f"{x:.1f}" if x > longest / 25 else "" for x in ms]
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
