@@ -35,7 +35,8 @@ from llama_models.sku_list import resolve_model
 
 import entropix_lab as lab
 from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
-from entropix_lab.llama.weights import SplitLayerWeights, take_layer
+from entropix_lab.llama.sharding import SplitLayerWeights
+from entropix_lab.llama.weights import take_layer
 from entropix_lab.proof import truth
 from entropix_lab.timing import median_seconds
 

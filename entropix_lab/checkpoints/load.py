@@ -11,18 +11,11 @@ import numpy as np
 from tqdm import tqdm
 
 from ..compiler import use_compilation_cache
+from ..cpu_weights import aligned, decode_layer, decode_weights, on_one_cpu
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
-from ..llama.weights import (
-    LayerWeights,
-    SplitLayerWeights,
-    XfmrWeights,
-    aligned,
-    decode_layer,
-    decode_weights,
-    on_one_cpu,
-    take_layer,
-)
+from ..llama.sharding import SplitLayerWeights
+from ..llama.weights import LayerWeights, XfmrWeights, take_layer
 from .find import find_checkpoint, reader_of
 from .sums import system_errors, verify_checksums
 from .tensors import as_torch

@@ -9,9 +9,12 @@ run one program, the same on the same inputs. mesh() counts the devices of all o
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from .weights import LayerWeights
 
 
 def mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
@@ -27,6 +30,19 @@ def mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
         )
     grid = np.array(devices[: data * model]).reshape(data, model)
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+class SplitLayerWeights(LayerWeights):
+    """The same on several devices (sharding.py). Each has a part of the terms of wo's and w2's sums: the parts are
+    added in float32 and rounded once, as on one device."""
+
+    __slots__ = ()
+
+    def attention_out(self, linear, x):
+        return linear(x, self.wo, jnp.promote_types(x.dtype, jnp.float32))
+
+    def down(self, linear, x):
+        return linear(x, self.w2, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def shard_dim(name: str) -> int | None:

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..cpu_weights import unfused
 from ..llama.model import at_least_float32
-from ..llama.sharding import gathered
-from ..llama.weights import LayerWeights, SplitLayerWeights, unfused
+from ..llama.sharding import SplitLayerWeights, gathered
+from ..llama.weights import LayerWeights
 from .limits import Found, Noise, measured
 from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, Truth, by_token, whole_taps
@@ -180,31 +181,32 @@ class Comparison:
 
         for view in VIEWS:
             ours, key, plain = pick(run("ours", view)), (view, self.groups), None
-            if key not in self.judged or not theirs.keys() <= self.judged[key].dtypes.keys():
+            known = self.judged.get(key)
+            if known is None or known.plain is None or not theirs.keys() <= known.dtypes.keys():
                 plain = ours if self.plain == "ours" else pick(run("plain", view))
-                self.judged[key] = self._judge(view, plain, lambda who: pick(run(who, view)), true)  # noqa: B023
-            judged, theirs_off = self.judged[key], _off(self.group, true(view))
-            ours_off = judged.plain if plain is ours else _off(ours, true(view))
+                known = self._judge(view, plain, lambda who: pick(run(who, view)), true, known)  # noqa: B023
+            self.judged[key], theirs_off = known, _off(self.group, true(view))
+            ours_off = known.plain if plain is ours else _off(ours, true(view))
             for op, x in ours.items():
-                if x.dtype != judged.dtypes[op]:
+                if x.dtype != known.dtypes[op]:
                     raise ValueError(
-                        f"{name_of(op)}: ours is {x.dtype}, expected {judged.dtypes[op]}: a function on trial must "
+                        f"{name_of(op)}: ours is {x.dtype}, expected {known.dtypes[op]}: a function on trial must "
                         "return the dtype that it is given (x.astype(...), at_least_float32)"
                     )
             direct = direct_of(ours, theirs)
             of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
             for op in theirs:
-                variants = [amount[op] for amount in judged.noise]
-                off = ours_off[op], theirs_off[op], judged.plain[op]
+                variants = [amount[op] for amount in known.noise]
+                off = ours_off[op], theirs_off[op], known.plain[op]
                 noise[op][view] = Noise(tuple(map(of, variants)), *map(of, off))
                 least = np.max([theirs_off[op], *variants], axis=0)
                 further = ratios(self.samples, ours_off[op], least, direct[op].share * half_ulp)
                 views[op][view] = View(of(direct[op].error), error_ratio=further)
             if view == "accumulated":
                 accumulated = direct
-            if judged.logits:
+            if known.logits:
                 logits = [np.asarray(taps["output"])[self.valid] for taps in (ours, theirs, true(view))]
-                self.output = logits_of(*logits, judged.logits[0], judged.logits[1:])
+                self.output = logits_of(*logits, known.logits[0], known.logits[1:])
         self.groups += 1
         whole, wide = self._whole_view(), self._wide(op_input, true("op"))
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
@@ -219,17 +221,20 @@ class Comparison:
             share = float(np.max(direct.share[self.valid]))
             self.found.append(Found(row, noise[op], direct.size, share, gaps, wide.get(op)))
 
-    def _judge(self, view, plain, taps_of, true):
+    def _judge(self, view, plain, taps_of, true, known):
         """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant;
-        true(view): those of the truth."""
+        true(view): those of the truth; known: a Judged of which only the noise is known, or None."""
         pick, noise = lambda taps: np.asarray(taps["output"])[self.valid], []
+        dtypes, off = {op: x.dtype for op, x in plain.items()}, _off(plain, true(view))
+        if known is not None and known.plain is None and plain.keys() <= known.dtypes.keys():
+            return known._replace(dtypes=dtypes, plain=off)
         logits = [pick(plain)] if view == "accumulated" and "output" in plain else []
         for v in VARIANTS:  # one at a time, for their memory
             other = taps_of(v.name)
             noise.append(errors(other, plain))
             if logits:
                 logits.append(pick(other))
-        return Judged({op: x.dtype for op, x in plain.items()}, tuple(noise), _off(plain, true(view)), logits)
+        return Judged(dtypes, tuple(noise), off, logits)
 
     def _whole_view(self):
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the

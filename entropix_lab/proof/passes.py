@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import cpu_weights
 from ..compiler import EXACT
 from ..llama import model as forward
 from ..llama import rope
 from ..llama import weights as weights_module
 from ..llama.model import KVCache, by_query_head
 from ..llama.prefill import resized
-from ..llama.sharding import gathered
+from ..llama.sharding import SplitLayerWeights, gathered
 from . import truth
 from .pieces import batch_of, cut, last_rows, put
 from .taps import OUTER_OPS
@@ -26,8 +27,8 @@ from .variants import AS_IT_IS, widened
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
 # copies are kept, because a reload of the module changes the code of a function in its place.
-_LAYERS = (weights_module.LayerWeights, weights_module.SplitLayerWeights, weights_module.FusedLayerWeights)
-_OWNERS = (forward, weights_module, rope, *_LAYERS)
+_LAYERS = (weights_module.LayerWeights, SplitLayerWeights, cpu_weights.FusedLayerWeights)
+_OWNERS = (forward, weights_module, cpu_weights, rope, *_LAYERS)
 _AS_WRITTEN = [(o, name, f, f.__code__) for o in _OWNERS for name, f in vars(o).items() if inspect.isfunction(f)]
 ORIGINALS = {
     name: types.FunctionType(code, f.__globals__, name, f.__defaults__, f.__closure__)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..cpu_weights import fused
 from ..llama.model import at_least_float32
-from ..llama.weights import fused
 
 
 class Variant(NamedTuple):
