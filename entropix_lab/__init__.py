@@ -6,7 +6,6 @@ from . import checkpoints as checkpoint
 from . import entropy, evaluation, timing, verdict
 from . import sampling as samplers
 from .checkpoints import (
-    Model,
     demo,
     load_and_convert_weights,
     load_config,
@@ -24,6 +23,7 @@ from .llama.config import CheckpointError, LlamaConfig
 from .llama.model import KVCache, xfmr, xfmr_with_taps
 from .llama.sharding import mesh
 from .llama.weights import LayerWeights, XfmrWeights
+from .loaded_model import Model
 from .proof import faults, hugging_face, taps
 from .proof.compare import compare, compare_compiler
 from .proof.greedy import compare_greedy

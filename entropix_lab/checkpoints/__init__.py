@@ -1,7 +1,7 @@
 """Files to a Model: the only room that knows file formats and downloads."""
 
 from .find import find_checkpoint, read_tensors
-from .load import Model, load_and_convert_weights, load_config, load_model
+from .load import load_and_convert_weights, load_config, load_model
 from .sums import verify_checksums
 from .tensors import tensor_shapes
 from .verify import Verification, verify

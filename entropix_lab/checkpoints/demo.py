@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ..llama.config import CheckpointError, LlamaConfig
+from ..tokenizer import BYTES, SMOLLM2_SPECIAL, rank_lines
 from .sums import digest
 from .tensors import tensor_shapes
-from .tokenizer import SMOLLM2_SPECIAL, rank_lines
-from .tokenizer_json import BYTES
 from .write import TINY, write_checkpoint, write_random_checkpoint  # noqa: F401 (people take them from here)
 
 DEMO_MODEL = "SmolLM2-135M-Instruct"
@@ -32,30 +31,6 @@ PARAMS = dict(
     norm_eps=1e-5,
     rope_theta=100000.0,
     use_scaled_rope=False,
-)
-
-# What the notebooks let a model continue: facts, stories, lists, code, letters, dialogue.
-PROMPTS = (
-    "The capital of France is",
-    "Once upon a time, in a village by the sea, there lived a",
-    "def fibonacci(n):\n    ",
-    "The three primary colours are",
-    "Dear Sir or Madam,\n\nI am writing to",
-    "Water boils at 100 degrees Celsius because",
-    "1, 2, 3, 4, 5, 6,",
-    "To make a cup of tea, first",
-    "The most important thing about science is that",
-    "Monday, Tuesday, Wednesday,",
-    "In 1969, the first man on the moon",
-    "import numpy as np\n\n# compute the mean of a list\n",
-    "Question: What is the largest planet in the solar system?\nAnswer:",
-    "She opened the door and saw",
-    "The difference between a frog and a toad is",
-    "Photosynthesis is the process by which plants",
-    "Roses are red,\nviolets are blue,\n",
-    "A good friend is someone who",
-    "SELECT name, age FROM people WHERE",
-    "The best way to learn a language is",
 )
 
 

@@ -1,25 +1,14 @@
 """Meta's own format: params.json and consolidated.*.pth of a folder, verified."""
 
 import itertools
-import json
 import zipfile
 from pathlib import Path
 
 from ..llama.config import CheckpointError, LlamaConfig
 from ..llama.sharding import shard_dim
+from ..tokenizer import read_json
 from .sums import known_sums
 from .tensors import Piece, Tensor, check_tensors, tensor_shapes
-
-
-def read_json(file) -> dict:
-    """A JSON object. Raises CheckpointError that names the file."""
-    try:
-        found = json.loads(Path(file).read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
-    return found
 
 
 def read_config(folder) -> LlamaConfig:

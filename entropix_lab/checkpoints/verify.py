@@ -4,10 +4,10 @@ import html
 from dataclasses import dataclass
 
 from ..llama.config import CheckpointError
+from ..tokenizer import why_no_tokenizer
 from .find import find_checkpoint, reader_of
 from .load import read_tokenizer
 from .sums import CHECKLIST, READ, check_sum, known_sums
-from .tokenizer import why_no_tokenizer
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Does it help? Samplers on the same tasks, the forks of their answers, and what can be said of the difference."""
 
-from . import forks, words
+from . import forks, texts, words
 from .record import Record, read_record
 from .runs import (
     Panel,

@@ -1,4 +1,4 @@
-"""Text that is on every machine, to measure a model on."""
+"""Prompts to continue, and text that is on every machine, to measure a model on."""
 
 import ast
 import hashlib
@@ -7,6 +7,30 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+
+# What the notebooks let a model continue: facts, stories, lists, code, letters, dialogue.
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea, there lived a",
+    "def fibonacci(n):\n    ",
+    "The three primary colours are",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "Water boils at 100 degrees Celsius because",
+    "1, 2, 3, 4, 5, 6,",
+    "To make a cup of tea, first",
+    "The most important thing about science is that",
+    "Monday, Tuesday, Wednesday,",
+    "In 1969, the first man on the moon",
+    "import numpy as np\n\n# compute the mean of a list\n",
+    "Question: What is the largest planet in the solar system?\nAnswer:",
+    "She opened the door and saw",
+    "The difference between a frog and a toad is",
+    "Photosynthesis is the process by which plants",
+    "Roses are red,\nviolets are blue,\n",
+    "A good friend is someone who",
+    "SELECT name, age FROM people WHERE",
+    "The best way to learn a language is",
+)
 
 
 def real_texts() -> list[str]:

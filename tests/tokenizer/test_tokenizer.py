@@ -10,7 +10,7 @@ from llama_models.llama3.chat_format import ChatFormat
 from llama_models.llama3.tokenizer import Tokenizer as MetaTokenizer
 
 import entropix_lab as lab
-from entropix_lab.checkpoints.tokenizer import Tokenizer
+from entropix_lab.tokenizer import Tokenizer
 
 META = MetaTokenizer.get_instance()
 META_FILE = Path(__import__("llama_models.llama3").llama3.__file__).parent / "tokenizer.model"

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 import entropix_lab as lab
-from entropix_lab.checkpoints.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
-from entropix_lab.checkpoints.tokenizer_json import BYTES, LLAMA3_PATTERN
+from entropix_lab.tokenizer import Tokenizer, load_tokenizer, why_no_tokenizer
+from entropix_lab.tokenizer.tokenizer_json import BYTES, LLAMA3_PATTERN
 
 GOLDEN = json.loads(gzip.open(Path(__file__).parent.parent / "golden" / "tokenizer_smollm2.json.gz").read())
 CHARS = {b: c for c, b in BYTES.items()}
