@@ -12,7 +12,7 @@ from .llama.weights import LayerWeights, XfmrWeights
 
 
 class FusedLayerWeights(NamedTuple):
-    """The same block with wq, wk, wv in one matrix and w1, w3 in another, each stored as [in, out].
+    """LayerWeights with wq, wk, wv in one matrix and w1, w3 in another, each stored as [in, out].
 
     Under Meta's names they are seen as [out, in]: transposed views, which jit makes part of the product at no cost.
     """

@@ -1,4 +1,4 @@
-"""From a model's name or folder to the Model that people load."""
+"""From a model's name or folder to its config and weights, and to the Model that has them."""
 
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from ..compiler import use_compilation_cache
 from ..cpu_weights import aligned, decode_layer, decode_weights, on_one_cpu
 from ..llama import sharding
 from ..llama.config import CheckpointError, LlamaConfig, dtype_name
-from ..llama.sharding import SplitLayerWeights
 from ..llama.weights import LayerWeights, XfmrWeights, take_layer
 from ..loaded_model import Model
 from ..tokenizer import Tokenizer, load_tokenizer
@@ -33,7 +32,7 @@ def load_model(name, dtype="float32", mesh=None, for_generation: bool = False) -
     the demo ("SmolLM2-135M-Instruct").
 
     dtype, mesh: as for load_and_convert_weights. Everything that takes a Model then runs on the mesh's devices.
-    for_generation: keep the weights only in the form that generation reads (see decode_weights), which on a CPU would
+    for_generation: keep the weights only in the form that generation reads (see cpu_weights), which on a CPU would
     otherwise be a second copy of all matrices.
     Turns on JAX's persistent compilation cache, unless one is set already, so that a second start is quick.
     Raises CheckpointError, which says what to download when the model is not on this machine, and ValueError for a
@@ -101,7 +100,7 @@ def _read_weights(folder, config, dtype, mesh, for_generation=False):
             part = lambda index, parts=parts: _own(parts[str(index)], dtype)
             arrays[name] = jax.make_array_from_callback(tensor.shape, place, part).block_until_ready()
         embeddings = parts if name == "tok_embeddings.weight" else embeddings
-    kind = LayerWeights if mesh is None else SplitLayerWeights
+    kind = LayerWeights if mesh is None else sharding.SplitLayerWeights
     # layer by layer, so that no more than one is there in two forms
     form = decode_layer if for_generation and on_one_cpu(arrays["norm.weight"]) else lambda w: w
     outer = (arrays[f"{name}.weight"] for name in ("tok_embeddings", "norm", "output"))

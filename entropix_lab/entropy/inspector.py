@@ -58,6 +58,15 @@ def notebook_html(trace, note: str = "", **options) -> str:
     return token_html(trace[:SHOWN], note=". ".join(filter(None, (note, more))), **options)
 
 
+def plain_html(prompt, text, note: str) -> str:
+    """A text without a trace: what was given is pale, what was generated bold, note a small line below."""
+    return (
+        '<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">'
+        f'<span style="opacity:.55">{html.escape(prompt)}</span><b>{html.escape(text)}</b></div>'
+        f"<small>{note}</small>"
+    )
+
+
 def saved_page(trace, title: str) -> str:
     """The inspector of a trace as a whole page."""
     return _filled("saved.html", title=html.escape(title), inspector=token_html(trace))

@@ -1,7 +1,6 @@
 """Multi-token generation: prefill and decode are one compiled step, rows of a batch are independent of each other."""
 
 import codecs
-import html
 import time
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..compiler import canary
-from ..entropy.inspector import notebook_html
+from ..entropy.inspector import notebook_html, plain_html
 from ..entropy.trace import Trace, new_trace
 from ..llama.sharding import gathered
 from ..sampling.plain import bound, greedy
@@ -49,13 +48,7 @@ class Generation:
         rate = f", {self.timing['tokens_per_s']:.1f} tokens/s" if self.timing.get("tokens_per_s") else ""
         note = f"{len(self.prompt_tokens)} + {len(self.tokens)} tokens, {self.finish_reason}, mean log-probability "
         note += f"{self.logprobs.mean():.2f} nats{rate}"
-        if self.trace is not None:
-            return notebook_html(self.trace, note=note)
-        return (
-            '<div style="white-space:pre-wrap;line-height:1.5;max-width:60em">'
-            f'<span style="opacity:.55">{html.escape(self.prompt)}</span><b>{html.escape(self.text)}</b></div>'
-            f"<small>{note}</small>"
-        )
+        return plain_html(self.prompt, self.text, note) if self.trace is None else notebook_html(self.trace, note=note)
 
 
 def generate(

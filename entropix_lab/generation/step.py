@@ -53,8 +53,7 @@ def watched(sampler, trace) -> tuple[bool] | None:
 
 
 def _choose(weights, config, sampler, x, found, state, seeds, count, trace):
-    logits = head(weights, config, x, no_tap)[:, 0]
-    logits = logits.astype(jnp.float32)
+    logits = head(weights, config, x, no_tap)[:, 0].astype(jnp.float32)
     log_p = jax.nn.log_softmax(logits)
     keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), count))(seeds)
     entropy, varentropy = entropy_varentropy(logits)
@@ -85,8 +84,7 @@ def read_prompts(model, rows, watch=None):
 def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, trace=None):
     """Yield the outputs of each step, still on the device: the next step is under way before the host reads them.
 
-    A full cache grows to the next of few sizes: few programs are compiled, and early tokens do not pay for slots that
-    nothing uses yet. A prompt that several rows share is read once.
+    A full cache grows, so that early tokens do not pay for slots of later ones. A prompt of several rows is read once.
     """
     weights, config, B = model.decode_weights, model.config, len(rows)
     prompts = {}
@@ -100,9 +98,7 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
     given = sampler, np.array(seeds, np.uint32), lengths, np.int32(1)
     sampler, seeds, position, count = _placed(given, everywhere(weights))  # a step then asks nothing of the host
     out, state = first(weights, config, sampler, prompt, of_row, sampler.init(B), seeds, trace)
-    for n in range(max_new_tokens):
-        if n + 1 == max_new_tokens or lengths.min() + n >= max_seq_len:
-            break
+    for n in range(min(max_new_tokens - 1, max_seq_len - int(lengths.min()))):
         if (needed := lengths.max() + n + 1) > cache.max_seq_len:
             cache = resized(cache, cache_slots(needed))
         ahead, cache, state, position, count = step(

@@ -61,20 +61,17 @@ class LlamaConfig:
             value = getattr(self, name)
             if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < 2**31:
                 raise CheckpointError(f"params.json: {name} must be a positive {what}, found {value!r:.80}")
-        if not isinstance(self.use_scaled_rope, bool):
-            raise CheckpointError(f"params.json: use_scaled_rope must be true or false, found {self.use_scaled_rope!r}")
-        for a, b in (("dim", "n_heads"), ("n_heads", "n_kv_heads")):
-            if getattr(self, a) % getattr(self, b):
-                raise CheckpointError(
-                    f"params.json: {a} must be a multiple of {b}, found {getattr(self, a)} and {getattr(self, b)}"
-                )
-        if self.rope_low_freq_factor >= self.rope_high_freq_factor:
-            raise CheckpointError(
-                "params.json: rope_low_freq_factor must be below rope_high_freq_factor, found "
-                f"{self.rope_low_freq_factor} and {self.rope_high_freq_factor}"
-            )
-        if self.head_dim % 2:
-            raise CheckpointError(f"params.json: dim / n_heads must be even for RoPE, found {self.head_dim}")
+        D, N, K, scaled = self.dim, self.n_heads, self.n_kv_heads, self.use_scaled_rope
+        low, high = self.rope_low_freq_factor, self.rope_high_freq_factor
+        for holds, rule, found in (
+            (isinstance(scaled, bool), "use_scaled_rope must be true or false", repr(scaled)),
+            (D % N == 0, "dim must be a multiple of n_heads", f"{D} and {N}"),
+            (N % K == 0, "n_heads must be a multiple of n_kv_heads", f"{N} and {K}"),
+            (low < high, "rope_low_freq_factor must be below rope_high_freq_factor", f"{low} and {high}"),
+            (self.head_dim % 2 == 0, "dim / n_heads must be even for RoPE", f"{self.head_dim}"),
+        ):
+            if not holds:
+                raise CheckpointError(f"params.json: {rule}, found {found}")
 
     @classmethod
     def from_params(cls, params: dict) -> "LlamaConfig":
@@ -102,14 +99,9 @@ class LlamaConfig:
     @property
     def unlike_metas_code(self) -> str:
         """What Meta's code fixes to another number, "rope_scaling_factor is 32.0 (8.0 in Meta's code)", or ""."""
-        if not self.use_scaled_rope:
-            return ""
-        metas = self.in_metas_code
-        return ", ".join(
-            f"{name} is {getattr(self, name)} ({getattr(metas, name)} in Meta's code)"
-            for name in ROPE_SCALING
-            if getattr(self, name) != getattr(metas, name)
-        )
+        metas = self.in_metas_code if self.use_scaled_rope else self
+        pairs = ((name, getattr(self, name), getattr(metas, name)) for name in ROPE_SCALING)
+        return ", ".join(f"{name} is {x} ({fixed} in Meta's code)" for name, x, fixed in pairs if x != fixed)
 
     @property
     def head_dim(self) -> int:

@@ -200,19 +200,7 @@ def xfmr_with_taps(weights, config, tokens, start_pos, cache):
     has no module "layers.3.attention.xq_rope", ".xk_rope" [B,T,heads,H], ".scores" (-inf where masked), ".probs"
     [B,N,T,S] and "layers.3.h_attn".
     """
-    taps, record = recorder()
-    logits, cache = xfmr(weights, config, tokens, start_pos, cache, record)
-    return logits, cache, taps
-
-
-def by_query_head(x):
-    """A tapped value as others see it: scores and probs [B,K,G,T,S] as [B,N,T,S], everything else as it is."""
-    return x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x
-
-
-def recorder():
-    """(taps, tap): an empty OrderedDict, and a tap that fills it and raises ValueError on a name it has already."""
-    taps = OrderedDict()
+    taps = OrderedDict()  # jit sorts the names of a plain dict
 
     def record(name, x):
         if name in taps:
@@ -220,7 +208,13 @@ def recorder():
         taps[name] = by_query_head(x)
         return x
 
-    return taps, record
+    logits, cache = xfmr(weights, config, tokens, start_pos, cache, record)
+    return logits, cache, taps
+
+
+def by_query_head(x):
+    """A tapped value as others see it: scores and probs [B,K,G,T,S] as [B,N,T,S], everything else as it is."""
+    return x.reshape(x.shape[0], -1, *x.shape[3:]) if x.ndim == 5 else x
 
 
 def check_inputs(config, tokens, start_pos, cache):

@@ -45,7 +45,7 @@ def cache_beside(weights, config, batch: int, slots: int) -> KVCache:
 
 
 def cache_dtype(weights):
-    """That of the stream, or of the matrices where they are wider: on a CPU decode_weights makes those of a bfloat16
+    """That of the stream, or of the matrices where they are wider: on a CPU generation has those of a bfloat16
     model float32, and products over a bfloat16 cache take twice as long there."""
     return jnp.promote_types(weights.tok_embeddings.dtype, weights.output.dtype)
 

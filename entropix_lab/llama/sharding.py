@@ -33,8 +33,8 @@ def mesh(data: int = 1, model: int = 1, devices=None) -> Mesh:
 
 
 class SplitLayerWeights(LayerWeights):
-    """The same on several devices (sharding.py). Each has a part of the terms of wo's and w2's sums: the parts are
-    added in float32 and rounded once, as on one device."""
+    """LayerWeights on several devices. Each has a part of the terms of wo's and w2's sums: the parts are added in
+    float32 and rounded once, as on one device."""
 
     __slots__ = ()
 
