@@ -56,13 +56,19 @@ def compare_compiler(model, prompts, replace=None, judged=None) -> Report:
     """Is this compiler safe for this model? Our taps beside those of the same programs without XLA's optional fusions.
 
     A difference beyond rounding is the compiler's, at the tap that the Report names. prompts and replace as in compare.
-    judged: that of a compare of the same prompts, of which all that has no part of the other implementation's is used.
+    judged: that of a compare of the same prompts. Of it is used what has no part of the other implementation's; and
+    where that compare passed, its noise, whose inputs are then the same but for rounding.
     Where the installed jaxlib has no such fusions to switch off, the two are the same programs.
     """
     programs = programs_for(replace)
     unfused = Programs(tuple((replace or {}).items()), EXACT | without_fusions())
-    judged = {key: runs for key, runs in (judged or {}).items() if key == "of" or key[0] == "accumulated"}
-    return compare_programs(model, OurTaps(model, unfused), prompts, "prefill", programs, judged)
+    taken, alike = {}, (judged or {}).get("passed")
+    for key, runs in (judged or {}).items():
+        if key == "of" or key[0] == "accumulated":
+            taken[key] = runs
+        elif alike and key != "passed":
+            taken[key] = runs._replace(plain=None)
+    return compare_programs(model, OurTaps(model, unfused), prompts, "prefill", programs, taken)
 
 
 def programs_for(replace) -> Programs:
@@ -105,7 +111,9 @@ def compare_programs(model, reference, prompts, mode, programs, judged=None) -> 
     taps = tuple(rows(work.found, model.dtype, metas, work.samples))
     where = verdict.environment(**EXACT, mode=mode)
     expected = len(tap_names(model.config.n_layers))
-    return Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
+    report = Report(model.name, model.dtype, taps, work.output, where, theirs, expected, work.note)
+    work.judged.setdefault("passed", report.passed)
+    return report
 
 
 def _check(model, valid, mode):

@@ -23,7 +23,7 @@ from ..llama.sharding import SplitLayerWeights, gathered
 from . import truth
 from .pieces import batch_of, cut, last_rows, put
 from .taps import OUTER_OPS
-from .variants import AS_IT_IS, widened
+from .variants import AS_IT_IS
 
 # What the forward is made of, as it was written: what judges another function must not be it. Of model.py's functions
 # copies are kept, because a reload of the module changes the code of a function in its place.
@@ -231,8 +231,7 @@ class Pass:
 
     def head(self, weights, x, theirs, forced):
         """The final norm and the logits of x [B,T,D] as taps."""
-        weights = weights._replace(tok_embeddings=None, layer_weights=())
-        weights = weights if self.variant is AS_IT_IS else widened(weights)
+        weights = self.variant.head(weights._replace(tok_embeddings=None, layer_weights=()))
         forced = np.full(len(x), forced)
         return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
 

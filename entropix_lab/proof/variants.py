@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cpu_weights import fused
+from ..cpu_weights import DecodeWeights, fused
 from ..llama.model import at_least_float32
 
 
@@ -15,16 +15,29 @@ class Variant(NamedTuple):
     """A correct way to compute the same layer: other sums, another form of the weights, several copies of the batch.
 
     around: (name, wrapper) of functions of model.py: a wrapper calls the function that it wraps, in another order.
+    form, head: the form of a layer's weights, and that of those outside the layers.
     """
 
     name: str
     around: tuple = ()
     form: Callable = lambda w: w
+    head: Callable = lambda w: w
     copies: int = 1
 
 
 def _linear_reversed(linear):
-    return lambda x, w, *sums: linear(x[..., ::-1], w[:, ::-1], *sums)
+    return lambda x, w, *sums: linear(x[..., ::-1], w, *sums)
+
+
+def _fused_reversed(w):
+    # made once for three views: to turn the matrices inside the program takes as long as the products
+    w = widened(fused(w))
+    return w._replace(**{name: x[::-1] for name, x in w._asdict().items() if x.ndim == 2})
+
+
+def _output_reversed(w):
+    turned = dict(output_t=w.output_t[::-1]) if isinstance(w, DecodeWeights) else dict(output=w.output[:, ::-1])
+    return widened(w._replace(**turned))
 
 
 def _norm_reversed(rms_norm):
@@ -78,8 +91,8 @@ _REVERSED = (
     ("softmax", _softmax_reversed),
 )
 VARIANTS = (
-    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, lambda w: widened(fused(w)), copies=2),
-    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), widened),
-    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),)),
+    Variant("sums in reverse, fused weights, twice the batch", _REVERSED, _fused_reversed, _output_reversed, copies=2),
+    Variant("sums in halves", (("linear", _linear_in_halves), ("attend", _scores_even_first)), widened, widened),
+    Variant("angles off by a rounding", (("precompute_freqs_cis", _angles_off),), head=widened),
 )
 AS_IT_IS = Variant("as it is")
