@@ -20,7 +20,7 @@ from ..compiler import EXACT, canary, without_fusions
 from ..llama.config import ROPE_SCALING
 from ..llama.model import KVCache, check_inputs
 from ..llama.sharding import gathered
-from .comparison import Comparison
+from .comparison import Comparison, Judged
 from .hugging_face import HuggingFaceTaps
 from .limits import rows
 from .passes import INNOCENT, Pass, Programs, patched
@@ -56,19 +56,14 @@ def compare_compiler(model, prompts, replace=None, judged=None) -> Report:
     """Is this compiler safe for this model? Our taps beside those of the same programs without XLA's optional fusions.
 
     A difference beyond rounding is the compiler's, at the tap that the Report names. prompts and replace as in compare.
-    judged: that of a compare of the same prompts. Of it is used what has no part of the other implementation's; and
-    where that compare passed, its noise, whose inputs are then the same but for rounding.
-    Where the installed jaxlib has no such fusions to switch off, the two are the same programs.
+    judged: that of a compare of the same prompts. Where that passed, its noise is taken over: the inputs are the same
+    but for rounding. Where the installed jaxlib has no such fusions to switch off, the two are the same programs.
     """
     programs = programs_for(replace)
     unfused = Programs(tuple((replace or {}).items()), EXACT | without_fusions())
-    taken, alike = {}, (judged or {}).get("passed")
-    for key, runs in (judged or {}).items():
-        if key == "of" or key[0] == "accumulated":
-            taken[key] = runs
-        elif alike and key != "passed":
-            taken[key] = runs._replace(plain=None)
-    return compare_programs(model, OurTaps(model, unfused), prompts, "prefill", programs, taken)
+    judged = judged if judged and judged["passed"] else {}
+    judged = {k: x._replace(plain=None) if isinstance(x, Judged) else x for k, x in judged.items()}
+    return compare_programs(model, OurTaps(model, unfused), prompts, "prefill", programs, judged)
 
 
 def programs_for(replace) -> Programs:

@@ -17,15 +17,18 @@ from ..cpu_weights import unfused
 from ..llama.model import at_least_float32
 from ..llama.sharding import SplitLayerWeights, gathered
 from ..llama.weights import LayerWeights
+from . import truth
 from .limits import Found, Noise, measured
-from .measure import Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
-from .passes import INNOCENT, Pass, Truth, by_token, whole_taps
+from .measure import Direct, Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
+from .passes import INNOCENT, Pass, by_token, whole_taps
+from .pieces import rows_of
 from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
 
 # What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
 SHOWN = ("attention.xk_rope", "attention.wv", "")
+TOGETHER = 512  # tokens, up to which all views are rows of one batch: of more, the memory would be too much
 
 
 class Judged(NamedTuple):
@@ -45,7 +48,7 @@ class Comparison:
     def __init__(self, model, tokens, valid, mode, programs, judged=None):
         """judged: a dict that keeps what the runs that are not on trial gave, for a comparison by other programs of the
         same model, tokens, mode and reference."""
-        self.model, self.tokens, self.valid = model, tokens, valid
+        self.model, self.tokens, self.valid, self.B = model, tokens, valid, len(tokens)
         self.judged, of = {} if judged is None else judged, (model.config, model.dtype, mode, tokens.tobytes())
         if self.judged.setdefault("of", of) != of:
             raise ValueError("judged: expected the runs of this model, mode and prompts, found others: pass a new dict")
@@ -56,14 +59,15 @@ class Comparison:
         self.own_layer = True  # whether the local view's next input is the other's own
         plan = cached_plan(valid) if mode == "cached" else None
         run = lambda variant=AS_IT_IS, **options: Pass(model.config, tokens.shape, variant, plan=plan, **options)
-        self.truth, self.runs = Truth(model.config), {"ours": run(programs=programs, stranger=True)}
+        self.parts = [VIEWS] if tokens.size <= TOGETHER else [(view,) for view in VIEWS]  # views that are one batch
+        self.runs = {"ours": run(programs=programs, stranger=True)}
         self.runs |= {v.name: run(v) for v in VARIANTS}
         # what is on trial must not be its own judge; where nothing is, ours is the run as it is
         as_loaded = {type(w) for w in model.weights.layer_weights} <= {LayerWeights, SplitLayerWeights}
         ordinary = programs is INNOCENT and as_loaded
         self.plain = "ours" if ordinary else "plain"
         self.runs |= {} if ordinary else {"plain": run()}
-        self.streams = {}  # (view, who) -> the stream that enters the next layer
+        self.streams = {}  # (view, who) -> the stream [B,T,D] that enters the next layer
         self.beside = ThreadPoolExecutor(1)  # the truth, while the other runs dispatch their programs
         # without the stranger that the layers of ours have beside them: what is wrong with one row alone shows there
         with self._stating("whole"):
@@ -80,17 +84,16 @@ class Comparison:
         if name == "tok_embeddings":
             self._embeddings()
         elif name + "." == prefix:
-            w = gathered(self._weights("truth"))
-            found = self.beside.submit(self.truth.layer, w, self.truth_streams, self.group)
-            truth = lambda: {view: taps for view, (_, taps) in found.result().items()}
-            self._compare(lambda op: full_name(self.layer, op), self._run_layer, truth, self.truth_streams["op"])
-            self.truth_streams = {view: x for view, (x, _) in found.result().items()}
+            w, config = gathered(self._weights("truth")), self.model.config
+            self._compare(
+                lambda op: full_name(self.layer, op), self._run_layer, lambda x, read: truth.layer(w, config, x, read)
+            )
             self._restart_from("")
             self.layer += 1
         elif name == "output":
-            small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
-            found = self.beside.submit(self.truth.head, gathered(small), self.truth_streams, self.group)
-            self._compare(lambda op: op, self._run_head, found.result, self.truth_streams["op"])
+            small = gathered(self.model.weights._replace(tok_embeddings=None, layer_weights=()))
+            of_head = lambda x, read: (x, truth.head(small, self.model.config, x, read))
+            self._compare(lambda op: op, self._run_head, of_head)
         else:
             return
         self.group = {}
@@ -120,10 +123,13 @@ class Comparison:
 
     def _embeddings(self):
         x = gathered(self.model.weights.tok_embeddings[self.tokens])
-        self.streams = {(view, who): x for view in VIEWS for who in self.runs}
-        self.truth_streams = {view: np.asarray(x).astype(np.float64) for view in VIEWS}
-        truth = {view: {"tok_embeddings": x} for view, x in self.truth_streams.items()}
-        self._compare(lambda op: op, lambda who, view: {"tok_embeddings": self.streams[view, who]}, lambda: truth)
+        self.streams = {(view, who): x for view in VIEWS for who in (*self.runs, "truth")}
+        self.streams |= {(view, "truth"): np.asarray(x).astype(np.float64) for view in VIEWS}
+        self._compare(
+            lambda op: op,
+            lambda who, views: {"tok_embeddings": self._rows(who, views)},
+            lambda x, read: (x, {"tok_embeddings": x}),
+        )
         if "tok_embeddings" in self.group:
             self.note = other_tokens(self.model, self.tokens, self.valid, self.group["tok_embeddings"])
         self._restart_from("tok_embeddings")
@@ -131,21 +137,37 @@ class Comparison:
     def _restart_from(self, op):
         """Errors do not travel in the local view: the next layer's input is what the other model handed on."""
         self.own_layer = op in self.group
-        if self.own_layer:
-            for who in self.runs:
-                x = self.group[op].astype(self.streams["local", who].dtype)
-                self.streams["local", who] = self.streams["op", who] = x
-            self.truth_streams["local"] = self.truth_streams["op"] = np.asarray(self.group[op], np.float64)
+        for (view, who), x in self.streams.items() if self.own_layer else ():
+            if view != "accumulated":
+                given = self.group[op]
+                self.streams[view, who] = np.asarray(given, np.float64) if who == "truth" else given.astype(x.dtype)
+        self.streams["whole", "ours"] = self.whole[op or full_name(self.layer, "")]
 
     def _weights(self, who):
         w = self.model.weights.layer_weights[self.layer]
         return w if who == "ours" else unfused(w)  # a class of weights may be on trial too
 
-    def _run_layer(self, who, view):
+    def _rows(self, who, views):
+        """The streams of these views as the rows of one batch."""
+        join = np.concatenate if who == "truth" else jnp.concatenate
+        return join([self.streams[view, who] for view in views])
+
+    def _views(self, who, part):
+        """(views, forced): what runs as one batch, and the rows in which every op reads theirs. Beside ours go the
+        streams that the forward as it is used hands to its layers."""
+        views = (*part, "whole") if who == "ours" and part is self.parts[-1] else part
+        return views, np.repeat([view == "op" for view in views], self.B)
+
+    def _run_layer(self, who, part):
+        (views, forced), run = self._views(who, part), self.runs[who]
         with self._stating(who):
-            x, taps = self.runs[who].layer(self._weights(who), self.streams[view, who], self.group, view == "op")
-        self.streams[view, who] = x
-        return taps
+            x, taps = run.layer(self._weights(who), self._rows(who, views), self.group, forced)
+        for i, view in enumerate(views):
+            self.streams[view, who] = rows_of(x, i * self.B, (i + 1) * self.B)
+        if "whole" in views:
+            cached = by_token(*rows_of(run.cache, -self.B))
+            self.alone = dict(zip(SHOWN, (*cached, self.streams["whole", who]), strict=True))
+        return rows_of(taps, 0, len(part) * self.B)
 
     @contextlib.contextmanager
     def _stating(self, who):
@@ -160,33 +182,39 @@ class Comparison:
                 f"model.py takes and returns the dtype that it is given ({type(error).__name__}: {error})"
             ) from error
 
-    def _run_head(self, who, view):
+    def _run_head(self, who, part):
+        views, forced = self._views(who, part)
         with self._stating(who):
-            taps = self.runs[who].head(self.model.weights, self.streams[view, who], self.group, view == "op")
-        if who == "ours" and view == "accumulated":
+            taps = self.runs[who].head(self.model.weights, self._rows(who, views), self.group, forced)
+        if "whole" in views:
+            self.alone = rows_of(taps, -self.B)
+        taps = rows_of(taps, 0, len(part) * self.B)
+        if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
-            taps["output"] = self.whole["output"]
+            taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])
         return taps
 
-    def _compare(self, name_of, run, truths, op_input=None):
-        """Every tap of one group, in one view after the other. truths() waits for {view: taps}; op_input: what the
-        group reads."""
+    def _compare(self, name_of, run, true_of):
+        """Every tap of one group, in all views. run(who, part): taps of a part of the views; true_of(streams, theirs):
+        (the truth's streams, its taps)."""
         theirs, views, noise = self.group, {op: {} for op in self.group}, {op: {} for op in self.group}
         pick = lambda taps: {op: taps[op] for op in theirs}
+        given = [(part, self._rows("truth", part), theirs if "op" in part else {}) for part in self.parts]
+        found = self.beside.submit(lambda: {part: true_of(*streams_and_theirs) for part, *streams_and_theirs in given})
 
         @cache
-        def true(view):
+        def true(part):
             with jax.enable_x64(True):
-                return jax.device_put(pick(truths()[view]))
+                return jax.device_put(pick(found.result()[part][1]))
 
-        for view in VIEWS:
-            ours, key, plain = pick(run("ours", view)), (view, self.groups), None
+        for part in self.parts:
+            ours, key, plain = pick(run("ours", part)), (part, self.groups), None
             known = self.judged.get(key)
             if known is None or known.plain is None or not theirs.keys() <= known.dtypes.keys():
-                plain = ours if self.plain == "ours" else pick(run("plain", view))
-                known = self._judge(view, plain, lambda who: pick(run(who, view)), true, known)  # noqa: B023
-            self.judged[key], theirs_off = known, _off(self.group, true(view))
-            ours_off = known.plain if plain is ours else _off(ours, true(view))
+                plain = ours if self.plain == "ours" else pick(run("plain", part))
+                known = self._judge(part, plain, lambda who: pick(run(who, part)), true, known)  # noqa: B023
+            self.judged[key], theirs_off = known, _off(theirs, true(part))
+            ours_off = known.plain if plain is ours else _off(ours, true(part))
             for op, x in ours.items():
                 if x.dtype != known.dtypes[op]:
                     raise ValueError(
@@ -195,23 +223,25 @@ class Comparison:
                     )
             direct = direct_of(ours, theirs)
             of, half_ulp = self.samples.of, float(jnp.finfo(self.model.dtype).eps) / 2
-            for op in theirs:
-                variants = [amount[op] for amount in known.noise]
-                off = ours_off[op], theirs_off[op], known.plain[op]
-                noise[op][view] = Noise(tuple(map(of, variants)), *map(of, off))
-                least = np.max([theirs_off[op], *variants], axis=0)
-                further = ratios(self.samples, ours_off[op], least, direct[op].share * half_ulp)
-                views[op][view] = View(of(direct[op].error), error_ratio=further)
-            if view == "accumulated":
-                accumulated = direct
+            for i, view in enumerate(part):
+                at = slice(i * self.B, (i + 1) * self.B)
+                for op in theirs:
+                    variants = [amount[op][at] for amount in known.noise]
+                    off = ours_off[op][at], theirs_off[op][at], known.plain[op][at]
+                    noise[op][view] = Noise(tuple(map(of, variants)), *map(of, off))
+                    least = np.max([theirs_off[op][at], *variants], axis=0)
+                    further = ratios(self.samples, off[0], least, direct[op].share[at] * half_ulp)
+                    views[op][view] = View(of(direct[op].error[at]), error_ratio=further)
+            if "accumulated" in part:
+                accumulated = {op: Direct(*(x[: self.B] for x in d[:-1]), d.size) for op, d in direct.items()}
             if known.logits:
-                logits = [np.asarray(taps["output"])[self.valid] for taps in (ours, theirs, true(view))]
+                logits = [self._logits(taps) for taps in (ours, theirs, true(part))]
                 self.output = logits_of(*logits, known.logits[0], known.logits[1:])
         self.groups += 1
-        whole, wide = self._whole_view(), self._wide(op_input, true("op"))
+        whole, wide = self._whole_view(), self._wide(true(self.parts[-1]))
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False
-        for op in truths()["op"]:  # all of the group's, in their order
+        for op in found.result()[self.parts[-1]][1]:  # all of the group's, in their order
             if op not in theirs:
                 gaps = True
                 continue
@@ -220,21 +250,27 @@ class Comparison:
             row = measured(name_of(op), views[op], noise[op], direct, self.valid, self.own_layer, missing, alone)
             share = float(np.max(direct.share[self.valid]))
             self.found.append(Found(row, noise[op], direct.size, share, gaps, wide.get(op)))
+        for part, (x, _) in found.result().items():
+            for i, view in enumerate(part):
+                self.streams[view, "truth"] = x[i * self.B : (i + 1) * self.B]
 
-    def _judge(self, view, plain, taps_of, true, known):
-        """The Judged of a group in one view. plain: taps of the run as it is; taps_of(name): those of a variant;
-        true(view): those of the truth; known: a Judged of which only the noise is known, or None."""
-        pick, noise = lambda taps: np.asarray(taps["output"])[self.valid], []
-        dtypes, off = {op: x.dtype for op, x in plain.items()}, _off(plain, true(view))
+    def _judge(self, part, plain, taps_of, true, known):
+        """The Judged of a group in a part of the views. plain: taps of the run as it is; taps_of(name): those of a
+        variant; true(part): those of the truth; known: a Judged of which only the noise is known, or None."""
+        dtypes, off = {op: x.dtype for op, x in plain.items()}, _off(plain, true(part))
         if known is not None and known.plain is None and plain.keys() <= known.dtypes.keys():
             return known._replace(dtypes=dtypes, plain=off)
-        logits = [pick(plain)] if view == "accumulated" and "output" in plain else []
+        logits, noise = [self._logits(plain)] if "accumulated" in part and "output" in plain else [], []
         for v in VARIANTS:  # one at a time, for their memory
             other = taps_of(v.name)
             noise.append(errors(other, plain))
             if logits:
-                logits.append(pick(other))
+                logits.append(self._logits(other))
         return Judged(dtypes, tuple(noise), off, logits)
+
+    def _logits(self, taps):
+        """[n,V] of the positions that are compared, in the accumulated view."""
+        return np.asarray(taps["output"])[: self.B][self.valid]
 
     def _whole_view(self):
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the
@@ -243,32 +279,30 @@ class Comparison:
             mine = {"tok_embeddings": self.streams["accumulated", "ours"]}
             whole = {"tok_embeddings": self.whole["tok_embeddings"]}
         elif "" in self.group:
-            before = self.whole[full_name(self.layer - 1, "") if self.layer else "tok_embeddings"]
-            run = self.runs["ours"]
-            after, _ = run.layer(self._weights("ours"), before, self.group, False)
-            mine = dict(zip(SHOWN, (*by_token(*run.cache), after), strict=True))
-            cached = by_token(self.whole_cache.k[self.layer], self.whole_cache.v[self.layer])
-            whole = dict(zip(SHOWN, (*cached, self.whole[full_name(self.layer, "")]), strict=True))
+            mine, i = self.alone, self.layer
+            cached = by_token(self.whole_cache.k[i], self.whole_cache.v[i])
+            whole = dict(zip(SHOWN, (*cached, self.whole[full_name(i, "")]), strict=True))
         elif "output" in self.group:
-            before = self.whole[full_name(self.layer - 1, "")]
-            mine = self.runs["ours"].head(self.model.weights, before, self.group, False)
-            whole = {op: self.whole[op] for op in mine}
+            mine, whole = self.alone, {op: self.whole[op] for op in self.alone}
         else:
             return {}
         return {op: self.samples.of(e) for op, e in errors(whole, mine).items()}
 
-    def _wide(self, x, truth):
-        """{op: (median, worst)} of a bfloat16 model in float32 beside the truth, both on the other's own inputs."""
+    def _wide(self, true):
+        """{op: (median, worst)} of a bfloat16 model in float32 beside the truth, whose last rows are those of the op
+        view, both on the other's own inputs."""
         if self.model.dtype == "float32" or not self.group.keys() & {"", "output"}:
             return {}
-        run, x = Pass(self.model.config, self.tokens.shape), jnp.asarray(x, jnp.float32)
+        run, x = Pass(self.model.config, self.tokens.shape), jnp.asarray(self.streams["op", "truth"], jnp.float32)
         wide = lambda weights: jax.tree.map(at_least_float32, weights)
         if "" in self.group:
             _, taps = run.layer(wide(self._weights("plain")), x, self.group, True)
         else:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
-        found = _off({op: taps[op] for op in self.group}, truth)
+        with jax.enable_x64(True):
+            true = rows_of(true, -self.B)
+        found = _off({op: taps[op] for op in self.group}, true)
         return {op: self.samples.of(e) for op, e in found.items()}
 
 

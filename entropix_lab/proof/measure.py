@@ -72,18 +72,24 @@ def over(name, x):
 
 
 def errors(x, y) -> dict[str, np.ndarray]:
-    """{op: relative_error of x against y [B,T]} of dicts by op; y may have more."""
+    """{op: relative_error of x against y [R,T]} of dicts by op; y may have more ops, x fewer rows, which then stand
+    for several times as many."""
     return dict(zip(sorted(x), np.asarray(_errors(x, {op: y[op] for op in x})), strict=True)) if x else {}
 
 
 @jax.jit
 def _errors(x, y):
     # one array, one copy to the host; jit hands on a dict sorted by its keys
-    return jnp.stack([relative_error(op, x[op], y[op]) for op in sorted(x)])
+    return jnp.stack([relative_error(op, _repeated(x[op], y[op]), y[op]) for op in sorted(x)])
+
+
+def _repeated(x, y):
+    """x with its rows again and again, until they are as many as those of y."""
+    return jnp.concatenate([x] * (len(y) // len(x)))
 
 
 class Direct(NamedTuple):
-    """Ours against theirs, all [B,T]: the relative error, the largest absolute difference, the cosine, the share of the
+    """Ours against theirs, all [R,T]: the relative error, the largest absolute difference, the cosine, the share of the
     largest entry in the norm, whether ours and whether theirs is no number; and the entries of a position."""
 
     error: np.ndarray
@@ -96,7 +102,7 @@ class Direct(NamedTuple):
 
 
 def direct_of(ours, theirs) -> dict[str, Direct]:
-    """{op: Direct}."""
+    """{op: Direct} of dicts by op; the rows of theirs stand for several times as many of ours."""
     size = lambda op: math.prod(theirs[op].shape[a] for a in over(op, theirs[op]))
     found = np.asarray(_direct(ours, theirs)) if ours else ()
     return {op: Direct(*x, size(op)) for op, x in zip(sorted(ours), found, strict=True)}
@@ -117,7 +123,7 @@ def _direct(ours, theirs):
         share, cosine = jnp.max(jnp.abs(v), axes) / norm(v), jnp.sum(u * v, axes) / (norm(u) * norm(v))
         return jnp.stack([error, jnp.max(jnp.abs(x - y), axes), cosine, share, *nans])
 
-    return jnp.stack([one(op, ours[op], theirs[op]) for op in sorted(ours)])
+    return jnp.stack([one(op, ours[op], _repeated(theirs[op], ours[op])) for op in sorted(ours)])
 
 
 def ratios(samples, ours, theirs, largest):

@@ -20,8 +20,7 @@ from ..llama import weights as weights_module
 from ..llama.model import KVCache, by_query_head
 from ..llama.prefill import resized
 from ..llama.sharding import SplitLayerWeights, gathered
-from . import truth
-from .pieces import batch_of, cut, last_rows, put
+from .pieces import batch_of, cut, put, rows_of
 from .taps import OUTER_OPS
 from .variants import AS_IT_IS
 
@@ -93,16 +92,18 @@ def _taking_sums(product):
 
 
 def _observer(theirs, forced):
-    """(taps, tap): a tap that keeps each value, and in the rows where forced [B] is true hands on theirs, where there
-    is one, so that everything downstream reads that."""
+    """(taps, tap): a tap that keeps each value [R,...], and in the rows where forced [R] is true hands on theirs
+    [B,...], where there is one, so that everything downstream reads that. They stand for as many times B rows as there
+    are."""
     taps = {}
 
     def tap(name, x):
         taps[name] = by_query_head(x)
         if name not in theirs:
             return x
-        rows = forced.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(rows, theirs[name].astype(x.dtype).reshape(x.shape), x)
+        rows, given = forced.reshape(-1, *[1] * (x.ndim - 1)), theirs[name].astype(x.dtype)
+        given = jnp.concatenate([given[: len(x) % len(given)], *[given] * (len(x) // len(given))])
+        return jnp.where(rows, given.reshape(x.shape), x)
 
     return taps, tap
 
@@ -158,7 +159,6 @@ def by_token(keys, values):
 
 
 INNOCENT = Programs()
-TOGETHER = 1024  # tokens
 
 
 def _wrapped(around):
@@ -180,7 +180,8 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
 
 
 class Pass:
-    """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in.
+    """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in: R rows, of
+    every view the B rows of the tokens.
 
     plan: (first position of each row [B], number of tokens) of each piece that goes through the cache in turn, None for
     one piece. What a later piece computes of a position takes the place of what an earlier one did. stranger: an
@@ -191,27 +192,27 @@ class Pass:
         self.config, self.variant, self.programs, (self.B, self.T) = config, variant, programs, shape
         self.stranger = stranger
         self.plan = plan or [(np.zeros(self.B, np.int32), self.T)]
-        self.cache = None  # keys and values of the last layer that was run, as a KVCache holds them
+        self.cache = None  # keys and values [R,...] of the last layer that was run, as a KVCache holds them
         self.form = (), None  # of the last layer that was run, as it came and in the variant's form
 
     def layer(self, w, x, theirs, forced):
-        """One layer on the stream x [B,T,D] -> (the stream after it, {op: tap}). forced: every op then reads theirs,
-        {op: tap}, where there is one."""
-        unlike = self.stranger or self.variant.copies > 1
+        """One layer on the stream x [R,T,D] -> (the stream after it, {op: tap}). forced [R]: the rows in which every op
+        reads theirs, {op: tap [B,...]}, where there is one."""
+        R, copies, unlike = len(x), self.variant.copies, self.stranger or self.variant.copies > 1
+        forced, start = np.tile(np.broadcast_to(forced, R), copies), lambda at: np.tile(at, R * copies // self.B)
         if unlike:
-            x, theirs = batch_of((x, theirs), self.variant.copies, self.stranger)
-        forced, start = np.full(len(x), forced), lambda at: np.tile(at, self.variant.copies)
+            x = batch_of(x, copies, self.stranger)
         if self.stranger:
-            forced[0], start = False, lambda at: np.append(np.maximum(at[:1] - 1, 0), at)
+            forced = np.append(False, forced)
+            start = lambda at: np.append(np.maximum(at[0] - 1, 0), np.tile(at, R // self.B))
         # what no piece has written yet must never be read
         unwritten = 0 if len(self.plan) == 1 else 100
         K, H = self.config.n_kv_heads, self.config.head_dim
         keys, values = (np.full((len(x), K, *shape), unwritten, x.dtype) for shape in ((H, self.T), (self.T, H)))
         w, taps = self._formed(w), {}
         for at, length in self.plan:
-            whole, pieces = length == self.T, {"stream": x, **theirs}
-            pieces = pieces if whole else cut(pieces, start(at), length)
-            piece, read = pieces["stream"], {op: pieces[op] for op in theirs}
+            whole = length == self.T
+            piece, read = (x, theirs) if whole else (cut({"": x}, start(at), length)[""], cut(theirs, at, length))
             piece, keys, values, found = gathered(
                 self.programs.layer(
                     w, self.config, piece, start(at), keys, values, read, forced, around=self.variant.around
@@ -219,7 +220,7 @@ class Pass:
             )
             found["stream"] = piece
             taps = found if whole else put(taps, found, start(at), self.T)
-        keys, values, taps = last_rows((keys, values, taps), self.B) if unlike else (keys, values, taps)
+        keys, values, taps = rows_of((keys, values, taps), -R) if unlike else (keys, values, taps)
         self.cache = keys, values
         return taps.pop("stream"), taps
 
@@ -230,34 +231,7 @@ class Pass:
         return self.form[1]
 
     def head(self, weights, x, theirs, forced):
-        """The final norm and the logits of x [B,T,D] as taps."""
+        """The final norm and the logits of x [R,T,D] as taps."""
         weights = self.variant.head(weights._replace(tok_embeddings=None, layer_weights=()))
-        forced = np.full(len(x), forced)
+        forced = np.broadcast_to(forced, len(x))
         return gathered(self.programs.head(weights, self.config, x, theirs, forced, around=self.variant.around))
-
-
-class Truth:
-    """The same in NumPy float64 (truth.py), in one piece whatever the plan: a cache changes nothing of it. Several
-    streams go through together, so that a weight is widened once; long ones one by one, for their scores' memory."""
-
-    def __init__(self, config):
-        self.config = config
-
-    def layer(self, w, streams, theirs):
-        """streams: {view: x [B,T,D]} -> {view: (the stream after the layer, {op: tap})}; "op" reads theirs."""
-        return self._together(streams, theirs, lambda x, read: truth.layer(w, self.config, x, read))
-
-    def head(self, weights, streams, theirs):
-        """{view: taps}."""
-        found = self._together(streams, theirs, lambda x, read: (x, truth.head(weights, self.config, x, read)))
-        return {view: taps for view, (_, taps) in found.items()}
-
-    def _together(self, streams, theirs, run):
-        B, T, _ = next(iter(streams.values())).shape
-        if len(streams) > 1 and B * T > TOGETHER:
-            return {k: v for view, x in streams.items() for k, v in self._together({view: x}, theirs, run).items()}
-        # theirs is read in the last rows, those of the op view
-        views = sorted(streams, key=lambda view: view == "op")
-        out, taps = run(np.concatenate([streams[view] for view in views]), theirs if views[-1] == "op" else {})
-        of = lambda a, i: a[i * B : (i + 1) * B]
-        return {view: (of(out, i), {op: of(a, i) for op, a in taps.items()}) for i, view in enumerate(views)}

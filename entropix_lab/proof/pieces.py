@@ -7,18 +7,15 @@ import jax.numpy as jnp
 
 
 @partial(jax.jit, static_argnames=("copies", "stranger"))
-def batch_of(stream_and_taps, copies, stranger):
-    """(x [B,T,D], {op: tap}) with its rows several times; or after an unrelated row, of which no tap is read."""
-    if not stranger:
-        return jax.tree.map(lambda a: jnp.concatenate([a] * copies), stream_and_taps)
-    x, taps = stream_and_taps
-    after = lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a])
-    return jnp.concatenate([x[:1, ::-1] / 2, x]), {op: after(a) for op, a in taps.items()}
+def batch_of(x, copies, stranger):
+    """x [R,T,D] with its rows several times; or after an unrelated row, of which no tap is read."""
+    return jnp.concatenate([x[:1, ::-1] / 2, x] if stranger else [x] * copies)
 
 
-@partial(jax.jit, static_argnames="rows")
-def last_rows(tree, rows):
-    return jax.tree.map(lambda a: a[-rows:], tree)
+@partial(jax.jit, static_argnames=("first", "end"))
+def rows_of(tree, first, end=None):
+    """Some rows of every array."""
+    return jax.tree.map(lambda a: a[first:end], tree)
 
 
 @partial(jax.jit, static_argnames="length")
