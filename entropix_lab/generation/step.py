@@ -89,8 +89,7 @@ def steps(model, rows, lengths, max_new_tokens, sampler, seeds, max_seq_len, tra
     weights, config, B = model.decode_weights, model.config, len(rows)
     prompts = {}
     of_row = np.array([prompts.setdefault(tuple(row), len(prompts)) for row in rows], np.int32)
-    U = bucket(len(prompts), 1)
-    shared = U < B
+    shared = (U := bucket(len(prompts), 1)) < B
     rows = [*prompts, *[rows[0]] * (U - len(prompts))] if shared else rows
     of_row = of_row if shared else np.arange(B, dtype=np.int32)
     prompt, cache = read_prompts(model, rows, watched(sampler, trace))

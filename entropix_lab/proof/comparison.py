@@ -28,7 +28,7 @@ from .variants import AS_IT_IS, VARIANTS
 
 # What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
 SHOWN = ("attention.xk_rope", "attention.wv", "")
-TOGETHER = 512  # tokens, up to which all views are rows of one batch: of more, the memory would be too much
+TOGETHER = 256  # tokens, up to which all views are rows of one batch: of more, the memory would be too much
 
 
 class Judged(NamedTuple):
