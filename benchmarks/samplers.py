@@ -1,6 +1,6 @@
 """Does hesitation matter? Samplers on tasks that a program can check, and the forks of greedy answers.
 
-    python benchmarks/samplers.py                              # what is committed: an hour and a half of two busy cores
+    python benchmarks/samplers.py                              # what is committed: two hours of two busy cores
     python benchmarks/samplers.py --model Llama3.2-1B-Instruct --dtype bfloat16 --name samplers_1b
     python benchmarks/samplers.py --task-file gsm8k.jsonl --max-new-tokens 256 --system ""
 
@@ -213,7 +213,7 @@ def main():
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--tasks", type=int, default=300, help="of the test; a fifth as many more are for tuning")
-    parser.add_argument("--samples", type=int, default=2, help="of each task under each sampler")
+    parser.add_argument("--samples", type=int, default=4, help="of each task under each sampler")
     parser.add_argument("--tuning-samples", type=int, default=1, help="of each other task under each setting")
     parser.add_argument("--task-file", help="JSON lines, also in GSM8K's format, in place of the package's own tasks")
     parser.add_argument("--max-new-tokens", type=int, default=24)
