@@ -1,6 +1,7 @@
 """The figures of time and size."""
 
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from ..colours import BLUE, GREEN, ORANGE, RED
 from .style import figure, styled
@@ -22,6 +23,10 @@ def cache_timing(t):
         ylabel="ms a token",
         title="Cost of one more token",
     )
+    ax.set_xticks(positions, positions)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
     ax.legend()
     ax = axes[1]
     ax.plot(positions, ms("cached"), "o-", color=RED, label="with the KV cache")
@@ -40,16 +45,18 @@ def roofline(points, bandwidth, peak):
     at = {name: (done / read, done / seconds) for name, (done, read, seconds) in points.items()}
     intensities = [i for i, _ in at.values()]
     x = np.geomspace(min(intensities) / 2, 2.5 * max(peak / bandwidth, *intensities), 99)
-    ax.plot(x, np.minimum(x * bandwidth, peak) / 1e9, color="black", label="what this device allows, measured")
+    limit = ax.plot(x, np.minimum(x * bandwidth, peak) / 1e9, color="black", label="what this device allows, measured")
     ax.axvline(peak / bandwidth, color="black", lw=0.8, ls=":")
-    ax.annotate(
-        "bound by memory | by arithmetic", (peak / bandwidth, 0.02), xycoords=("data", "axes fraction"), ha="center"
-    )
+    sides = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    ax.annotate("bound by memory", (peak / bandwidth, 0.02), (-4, 0), ha="right", **sides)
+    ax.annotate("by arithmetic", (peak / bandwidth, 0.02), (4, 0), ha="left", **sides)
     for (name, (i, rate)), marker in zip(at.items(), "osD^v<>ph", strict=False):
         share = f"{name}: {100 * rate / min(i * bandwidth, peak):.0f} %"
         ax.plot(i, rate / 1e9, marker, color=RED if name.startswith("decode") else BLUE, ms=8, label=share)
     ax.set(xscale="log", yscale="log", xlabel="operations to a byte that is read", ylabel="billion operations a second")
-    ax.legend(title="share of the limit that is reached:", loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
+    handles = ax.get_lines()[2:] + limit  # what has no share comes last
+    title = "share of the limit that is reached:"
+    ax.legend(handles=handles, title=title, loc="upper left", bbox_to_anchor=(1, 1), alignment="left")
     return ax
 
 
@@ -84,13 +91,14 @@ def token_parts(rows, limits):
 
 
 @styled
-def batch_rates(batches, measured, predicted):
-    """Tokens a second against the number of rows, measured and as the roofline predicts them."""
+def batch_rates(measured, every, predicted):
+    """Tokens a second against the number of rows: measured {rows: rate}, and as the roofline predicts them at every
+    number of rows."""
     fig, ax = figure(figsize=(6.5, 3.6))
-    ax.plot(batches, predicted, ":", color="black", label="what this device allows")
-    ax.plot(batches, measured, "o-", color=RED, label="measured")
+    ax.plot(every, predicted, ":", color="black", label="what this device allows")
+    ax.plot(measured.keys(), measured.values(), "o-", color=RED, label="measured")
     ax.set(xscale="log", xlabel="rows", ylabel="tokens a second, all rows", ylim=(0, None))
-    ax.set_xticks(batches, batches)
+    ax.set_xticks(list(measured), list(measured))
     ax.minorticks_off()
     ax.legend()
     return ax

@@ -20,10 +20,10 @@ from ..llama.weights import LayerWeights
 from . import truth
 from .limits import Found, Noise, measured
 from .measure import Direct, Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
-from .passes import INNOCENT, Pass, by_token, whole_taps
+from .passes import INNOCENT, Pass, by_token, cached_plan, whole_taps
 from .pieces import rows_of
 from .report import VIEWS, View
-from .taps import OPS, OUTER_OPS, full_name, tap_shape
+from .taps import OPS, OUTER_OPS, checked, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
 
 # What the forward as it is used shows of its insides: the keys and values that it caches, and the stream.
@@ -99,18 +99,7 @@ class Comparison:
         self.group = {}
 
     def _checked(self, name, value):
-        try:
-            value = value if isinstance(value, jax.Array) else np.asarray(value)
-        except (TypeError, ValueError, RuntimeError) as error:  # a torch tensor in bfloat16, with a gradient, on a GPU
-            raise ValueError(
-                f"{name}: NumPy cannot read {type(value)} ({error}): hand over float32, if it is torch's with "
-                "x.detach().float().cpu().numpy()"
-            ) from error
-        expected = tap_shape(name, self.model.config, *self.tokens.shape)
-        if value.shape != expected:
-            raise ValueError(f"{name}: expected the shape {expected}, the reference has {value.shape}")
-        if not jnp.issubdtype(value.dtype, jnp.floating):  # |V2 is what np.load makes of bfloat16
-            raise ValueError(f"{name}: expected floats, found {value.dtype}: save taps as float32")
+        value = checked(name, value, tap_shape(name, self.model.config, *self.tokens.shape))
         # of numbers the first that were computed speak: one operation in bfloat16 further on is for the report to name
         computed = not self.computed and name != "tok_embeddings"
         self.computed |= computed
@@ -123,13 +112,10 @@ class Comparison:
 
     def _embeddings(self):
         x = gathered(self.model.weights.tok_embeddings[self.tokens])
-        self.streams = {(view, who): x for view in VIEWS for who in (*self.runs, "truth")}
+        self.streams = {(view, who): x for view in VIEWS for who in self.runs}
         self.streams |= {(view, "truth"): np.asarray(x).astype(np.float64) for view in VIEWS}
-        self._compare(
-            lambda op: op,
-            lambda who, views: {"tok_embeddings": self._rows(who, views)},
-            lambda x, read: (x, {"tok_embeddings": x}),
-        )
+        run = lambda who, part: {"tok_embeddings": self._rows(who, part)}
+        self._compare(lambda op: op, run, lambda x, read: (x, {"tok_embeddings": x}))
         if "tok_embeddings" in self.group:
             self.note = other_tokens(self.model, self.tokens, self.valid, self.group["tok_embeddings"])
         self._restart_from("tok_embeddings")
@@ -310,15 +296,3 @@ def _off(taps, truth):
     """{op: errors of taps against the truth}."""
     with jax.enable_x64(True):
         return errors(taps, truth)
-
-
-def cached_plan(valid):
-    """Pieces of a cached run over right-padded rows: a prompt, then as many tokens at once, then two single ones."""
-    B, T = valid.shape
-    lengths = valid.sum(1).astype(np.int32)
-    steps = 2
-    middle = min(-(-(T - steps) // 2), lengths.min() - 1 - steps)
-    prompt = max(T - steps - middle, middle)
-    pieces = [(np.zeros(B, np.int32), prompt), (lengths - steps - middle, middle)]
-    pieces += [(lengths - steps + i, 1) for i in range(steps)]
-    return [(start, int(length)) for start, length in pieces]

@@ -179,6 +179,18 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     return taps, resized(cache, T)
 
 
+def cached_plan(valid):
+    """Pieces of a cached run over right-padded rows: a prompt, then as many tokens at once, then two single ones."""
+    B, T = valid.shape
+    lengths = valid.sum(1).astype(np.int32)
+    steps = 2
+    middle = min(-(-(T - steps) // 2), lengths.min() - 1 - steps)
+    prompt = max(T - steps - middle, middle)
+    pieces = [(np.zeros(B, np.int32), prompt), (lengths - steps - middle, middle)]
+    pieces += [(lengths - steps + i, 1) for i in range(steps)]
+    return [(start, int(length)) for start, length in pieces]
+
+
 class Pass:
     """One way to run the forward over tokens [B,T], layer by layer, on streams that the caller hands in: R rows, of
     every view the B rows of the tokens.

@@ -19,6 +19,10 @@ i counts layers):
 This is also the order of execution. Query head n reads key/value head n // (N/K). Floats, compared as float32.
 """
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 # What each op of a layer is and which values of the same layer it reads; "" is the layer's own output.
 OPS = {
     "attention_norm": ("the RMSNorm before attention", ("the layer's input",)),
@@ -70,3 +74,20 @@ def tap_shape(name: str, config, B: int, T: int) -> tuple[int, ...]:
     shapes |= dict.fromkeys(("w1", "w3"), (B, T, config.ffn_dim)) | dict.fromkeys(("scores", "probs"), (B, N, T, T))
     shapes |= {"xq_rope": (B, T, N, H), "xk_rope": (B, T, K, H)}
     return shapes.get(name.rsplit(".", 1)[-1], (B, T, config.dim))
+
+
+def checked(name: str, value, shape):
+    """Another implementation's tap as an array, JAX's or NumPy's. Raises ValueError for what is no array of floats of
+    this shape."""
+    try:
+        value = value if isinstance(value, jax.Array) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # a torch tensor in bfloat16, with a gradient, on a GPU
+        raise ValueError(
+            f"{name}: NumPy cannot read {type(value)} ({error}): hand over float32, if it is torch's with "
+            "x.detach().float().cpu().numpy()"
+        ) from error
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected the shape {shape}, the reference has {value.shape}")
+    if not jnp.issubdtype(value.dtype, jnp.floating):  # |V2 is what np.load makes of bfloat16
+        raise ValueError(f"{name}: expected floats, found {value.dtype}: save taps as float32")
+    return value
