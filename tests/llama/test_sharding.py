@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import socket
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import entropix_lab as lab
 
@@ -68,6 +70,26 @@ def test_a_size_that_cannot_be_split():
         ValueError, match=r"model=4 cannot split n_kv_heads 6, vocab_size 126 evenly: .* \[1, 2, 3, 6\]"
     ):
         lab.sharding.check_divisible(config, of(4))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_metas_ranks_cut_the_weights_where_shard_dim_says(monkeypatch, rank):
+    """Meta's own Transformer, made as one of two ranks; before they are cut its matrices count from 0."""
+    from fairscale.nn.model_parallel import initialize, layers
+    from llama_models.llama3.args import ModelArgs
+    from llama_models.llama3.model import Transformer
+
+    counted = lambda *shape: torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
+    for module in (initialize, layers):
+        monkeypatch.setattr(module, "get_model_parallel_world_size", lambda: 2)
+        monkeypatch.setattr(module, "get_model_parallel_rank", lambda: rank)
+    monkeypatch.setattr(torch, "empty", lambda *shape, **_: counted(*shape))  # of which a rank takes its part
+    of_rank = Transformer(ModelArgs(**lab.demo.TINY, max_seq_len=8, max_batch_size=1)).state_dict()
+    shapes = lab.checkpoint.tensor_shapes(lab.LlamaConfig.from_params(lab.demo.TINY))
+    assert of_rank.keys() == shapes.keys()
+    for name, shape in shapes.items():
+        dim = lab.sharding.shard_dim(name)
+        assert of_rank[name].shape == shape if dim is None else of_rank[name].equal(counted(*shape).chunk(2, dim)[rank])
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
