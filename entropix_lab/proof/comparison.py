@@ -139,9 +139,9 @@ class Comparison:
         return join([self.streams[view, who] for view in views])
 
     def _views(self, who, part):
-        """(views, forced): what runs as one batch, and the rows in which every op reads theirs. Beside ours go the
-        streams that the forward as it is used hands to its layers."""
-        views = (*part, "whole") if who == "ours" and part is self.parts[-1] else part
+        """(views, forced): what runs as one batch, and the rows in which every op reads theirs. Before ours go the
+        streams that the forward as it is used hands to its layers: what is wrong with the last row shows in a view."""
+        views = ("whole", *part) if who == "ours" and part is self.parts[-1] else part
         return views, np.repeat([view == "op" for view in views], self.B)
 
     def _run_layer(self, who, part):
@@ -151,9 +151,9 @@ class Comparison:
         for i, view in enumerate(views):
             self.streams[view, who] = rows_of(x, i * self.B, (i + 1) * self.B)
         if "whole" in views:
-            cached = by_token(*rows_of(run.cache, -self.B))
+            cached = by_token(*rows_of(run.cache, 0, self.B))
             self.alone = dict(zip(SHOWN, (*cached, self.streams["whole", who]), strict=True))
-        return rows_of(taps, 0, len(part) * self.B)
+        return rows_of(taps, -len(part) * self.B)
 
     @contextlib.contextmanager
     def _stating(self, who):
@@ -173,8 +173,8 @@ class Comparison:
         with self._stating(who):
             taps = self.runs[who].head(self.model.weights, self._rows(who, views), self.group, forced)
         if "whole" in views:
-            self.alone = rows_of(taps, -self.B)
-        taps = rows_of(taps, 0, len(part) * self.B)
+            self.alone = rows_of(taps, 0, self.B)
+        taps = rows_of(taps, -len(part) * self.B)
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
             taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])

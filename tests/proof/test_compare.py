@@ -185,6 +185,13 @@ def test_the_compiler_takes_over_the_noise_of_a_comparison_that_passed(pair):
     assert 0.5 < ratio.min() and ratio.max() < 2 and not (ratio == 1).all()
 
 
+@pytest.mark.parametrize(("row", "tap"), [(0, "layers.0.attention.wv"), (-1, "layers.0.attention_norm")])
+def test_what_is_wrong_with_one_row_alone_is_named(pair, row, tap):
+    """Layers run with other rows around those of the tokens; of a single row the whole program shows what it caches."""
+    wrong = lambda x, weight, eps: (y := rms_norm(x, weight, eps)).at[row].set(y[row] * 1.01)
+    assert lab.compare(*pair, TOKENS, replace={"rms_norm": wrong}).first_divergence.tap == tap
+
+
 def test_a_function_on_trial_keeps_the_dtype(pair):
     model, reference = pair
     narrow = lambda x, weight, eps: rms_norm(x, weight, eps).astype(jnp.bfloat16)
