@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -69,7 +70,9 @@ def test_outputs_are_those_of_the_checkout(monkeypatch, tmp_path):
 
 def test_peak_memory_sees_what_was_freed_again():
     with verdict.peak_memory() as peak:
-        np.ones(50_000_000).sum()
+        array = np.ones(50_000_000)
+        time.sleep(0.3)  # on a busy machine the samples come late
+        del array
     if peak["bytes"] is not None:
         assert 390e6 < peak["bytes"] < 480e6
 

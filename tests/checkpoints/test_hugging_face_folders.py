@@ -14,6 +14,8 @@ import entropix_lab as lab
 from entropix_lab.checkpoints import find, safetensors
 from entropix_lab.checkpoints.demo import DEMO_MODEL
 
+pytestmark = pytest.mark.in_haste
+
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 40))
 FACTOR_32 = dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0) | dict(
     original_max_position_embeddings=16, rope_theta=500000.0

@@ -8,6 +8,8 @@ import pytest
 import entropix_lab as lab
 from entropix_lab.faithful import forward, static
 
+pytestmark = pytest.mark.in_haste
+
 
 @pytest.fixture(scope="module")
 def small(tiny_checkpoint):
