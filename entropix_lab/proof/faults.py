@@ -1,8 +1,8 @@
 """Classical bugs of Llama ports, each a small change around the untouched forward: would the comparison notice?
 
 A fault changes the model (its config, its weights) or stands in for a function of model.py while a program is traced:
-there are no flags in the forward. CONTROLS are correct variants on which the comparison must stay silent. Like a fault
-they stand for ours in the whole comparison; none of them is one of the variants that set the floor.
+there are no flags in the forward. CONTROLS are correct variants of either side, or texts, on which the comparison must
+stay silent; none of them is one of the variants that set the floor.
 """
 
 from dataclasses import replace as changed
