@@ -1,4 +1,4 @@
-"""Files to a Model: the only room that knows file formats and downloads."""
+"""Files to a Model: the formats of weights, and downloads."""
 
 from .find import find_checkpoint, read_tensors
 from .load import load_and_convert_weights, load_config, load_model

@@ -21,7 +21,7 @@ from . import truth
 from .limits import Found, Noise, measured
 from .measure import Direct, Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, by_token, cached_plan, whole_taps
-from .pieces import rows_of
+from .pieces import blocks, last_rows
 from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, checked, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
@@ -49,7 +49,8 @@ class Comparison:
         """judged: a dict that keeps what the runs that are not on trial gave, for a comparison by other programs of the
         same model, tokens, mode and reference."""
         self.model, self.tokens, self.valid, self.B = model, tokens, valid, len(tokens)
-        self.judged, of = {} if judged is None else judged, (model.config, model.dtype, mode, tokens.tobytes())
+        texts = tokens.shape, tokens.tobytes(), valid.tobytes()
+        self.judged, of = {} if judged is None else judged, (model.config, model.dtype, id(model.weights), mode, texts)
         if self.judged.setdefault("of", of) != of:
             raise ValueError("judged: expected the runs of this model, mode and prompts, found others: pass a new dict")
         self.samples = Samples(tokens, valid)
@@ -124,7 +125,7 @@ class Comparison:
         """Errors do not travel in the local view: the next layer's input is what the other model handed on."""
         self.own_layer = op in self.group
         for (view, who), x in self.streams.items() if self.own_layer else ():
-            if view != "accumulated":
+            if view in ("local", "op"):
                 given = self.group[op]
                 self.streams[view, who] = np.asarray(given, np.float64) if who == "truth" else given.astype(x.dtype)
         self.streams["whole", "ours"] = self.whole[op or full_name(self.layer, "")]
@@ -139,9 +140,10 @@ class Comparison:
         return join([self.streams[view, who] for view in views])
 
     def _views(self, who, part):
-        """(views, forced): what runs as one batch, and the rows in which every op reads theirs. Before ours go the
-        streams that the forward as it is used hands to its layers: what is wrong with the last row shows in a view."""
-        views = ("whole", *part) if who == "ours" and part is self.parts[-1] else part
+        """(views, forced): what runs as one batch, and the rows in which every op reads theirs. With ours go the
+        streams that the forward as it is used hands to its layers. An unrelated row is before the first view and, if a
+        function goes round, behind the last: what is read from a row beside is then wrong in one of them."""
+        views = ("op", "whole", *part[:-1]) if who == "ours" and part is self.parts[-1] else part
         return views, np.repeat([view == "op" for view in views], self.B)
 
     def _run_layer(self, who, part):
@@ -149,11 +151,11 @@ class Comparison:
         with self._stating(who):
             x, taps = run.layer(self._weights(who), self._rows(who, views), self.group, forced)
         for i, view in enumerate(views):
-            self.streams[view, who] = rows_of(x, i * self.B, (i + 1) * self.B)
+            self.streams[view, who] = blocks(x, self.B, (i,))
         if "whole" in views:
-            cached = by_token(*rows_of(run.cache, 0, self.B))
+            cached = by_token(*blocks(run.cache, self.B, (views.index("whole"),)))
             self.alone = dict(zip(SHOWN, (*cached, self.streams["whole", who]), strict=True))
-        return rows_of(taps, -len(part) * self.B)
+        return blocks(taps, self.B, tuple(map(views.index, part)))
 
     @contextlib.contextmanager
     def _stating(self, who):
@@ -173,8 +175,8 @@ class Comparison:
         with self._stating(who):
             taps = self.runs[who].head(self.model.weights, self._rows(who, views), self.group, forced)
         if "whole" in views:
-            self.alone = rows_of(taps, 0, self.B)
-        taps = rows_of(taps, -len(part) * self.B)
+            self.alone = blocks(taps, self.B, (views.index("whole"),))
+        taps = blocks(taps, self.B, tuple(map(views.index, part)))
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
             taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])
@@ -287,7 +289,7 @@ class Comparison:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
         with jax.enable_x64(True):
-            true = rows_of(true, -self.B)
+            true = last_rows(true, self.B)
         found = _off({op: taps[op] for op in self.group}, true)
         return {op: self.samples.of(e) for op, e in found.items()}
 

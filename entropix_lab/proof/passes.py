@@ -1,4 +1,4 @@
-"""A pass layer by layer, with every tap: ours as it is, with functions on trial, correct variants, and the truth.
+"""A pass layer by layer, with every tap: ours as it is, with functions on trial, and correct variants.
 
 One layer at a time, so that a long prompt or a large model needs the memory of one layer's taps.
 """
@@ -20,7 +20,7 @@ from ..llama import weights as weights_module
 from ..llama.model import KVCache, by_query_head
 from ..llama.prefill import resized
 from ..llama.sharding import SplitLayerWeights, gathered
-from .pieces import batch_of, cut, put, rows_of
+from .pieces import batch_of, cut, last_rows, put
 from .taps import OUTER_OPS
 from .variants import AS_IT_IS
 
@@ -208,8 +208,8 @@ class Pass:
         self.form = (), None  # of the last layer that was run, as it came and in the variant's form
 
     def layer(self, w, x, theirs, forced):
-        """One layer on the stream x [R,T,D] -> (the stream after it, {op: tap}). forced [R]: the rows in which every op
-        reads theirs, {op: tap [B,...]}, where there is one."""
+        """One layer on the stream x [R,T,D] -> (the stream after it, {op: tap}). forced [R], or one for all: the rows
+        in which every op reads theirs, {op: tap [B,...]}, where there is one."""
         R, copies, unlike = len(x), self.variant.copies, self.stranger or self.variant.copies > 1
         forced, start = np.tile(np.broadcast_to(forced, R), copies), lambda at: np.tile(at, R * copies // self.B)
         if unlike:
@@ -232,13 +232,14 @@ class Pass:
             )
             found["stream"] = piece
             taps = found if whole else put(taps, found, start(at), self.T)
-        keys, values, taps = rows_of((keys, values, taps), -R) if unlike else (keys, values, taps)
+        keys, values, taps = last_rows((keys, values, taps), R) if unlike else (keys, values, taps)
         self.cache = keys, values
         return taps.pop("stream"), taps
 
     def _formed(self, w):
         """The variant's form of a layer, made once for all views."""
         if len(w) != len(self.form[0]) or any(a is not b for a, b in zip(w, self.form[0], strict=True)):
+            self.form = (), None  # the memory is for one layer
             self.form = w, self.variant.form(w)
         return self.form[1]
 

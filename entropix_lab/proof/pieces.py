@@ -12,10 +12,15 @@ def batch_of(x, copies, stranger):
     return jnp.concatenate([x[:1, ::-1] / 2, x] if stranger else [x] * copies)
 
 
-@partial(jax.jit, static_argnames=("first", "end"))
-def rows_of(tree, first, end=None):
-    """Some rows of every array."""
-    return jax.tree.map(lambda a: a[first:end], tree)
+@partial(jax.jit, static_argnames="rows")
+def last_rows(tree, rows):
+    return jax.tree.map(lambda a: a[-rows:], tree)
+
+
+@partial(jax.jit, static_argnames=("rows", "which"))
+def blocks(tree, rows, which):
+    """Of arrays that hold blocks of rows, those blocks."""
+    return jax.tree.map(lambda a: jnp.concatenate([a[i * rows : (i + 1) * rows] for i in which]), tree)
 
 
 @partial(jax.jit, static_argnames="length")

@@ -29,12 +29,14 @@ def _linear_reversed(linear):
     return lambda x, w, *sums: linear(x[..., ::-1], w, *sums)
 
 
+@jax.jit
 def _fused_reversed(w):
-    # made once for three views: to turn the matrices inside the program takes as long as the products
+    # once a layer, outside its program: to turn the matrices in there takes as long as the products
     w = widened(fused(w))
     return w._replace(**{name: x[::-1] for name, x in w._asdict().items() if x.ndim == 2})
 
 
+@jax.jit
 def _output_reversed(w):
     turned = dict(output_t=w.output_t[::-1]) if isinstance(w, DecodeWeights) else dict(output=w.output[:, ::-1])
     return widened(w._replace(**turned))
