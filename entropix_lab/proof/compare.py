@@ -45,7 +45,7 @@ def compare(model, reference, prompts, mode="prefill", replace=None, judged=None
     given them in float32, so that the sum is rounded once, after the parts have been added. judged: an empty dict for
     several comparisons that differ in replace alone: what is not on trial then runs once.
 
-    Memory: both models, one layer's taps of seven runs (up to 256 tokens in three views at once), the stream after every
+    Memory: both models, one layer's taps of seven runs (up to 256 tokens in all views at once), the stream after every
     layer, and the logits of every run.
     Raises ValueError where the two cannot be compared.
     """
