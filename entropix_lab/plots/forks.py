@@ -10,9 +10,10 @@ from .style import figure, styled, token_label
 DPI = 74  # a dozen figures in one notebook, whose pictures are committed
 LOOK = {"entropy": (RED, "-", "o"), "varentropy": (ORANGE, "--", "s"), "margin": (BLUE, "-.", "^")}
 LOOK |= {"top-1": (GREEN, ":", "D"), "position": ("0.5", (0, (6, 2)), "v")}
-NUMBERS = {"T": "temperature", "top-p": "p", "min-p": "min-p", "top-n-sigma": "n", "adaptive": "temperature"}
+# what the settings of a sampler are
+NUMBERS = {"T": "temperature", "top-p": "p", "min-p": "min-p", "adaptive": "temperature"}
+NUMBERS |= {"top-n-sigma": "n (std of logits)", "dirichlet": "target entropy, nats"}
 FIRST = {"margin": "smallest margin", "top-1": "smallest top-1", "position": "earliest"}  # else the largest
-NUMBERS |= {"dirichlet": "target entropy"}  # what the settings of a sampler are
 
 
 @styled

@@ -67,6 +67,7 @@ def _points(ax, comparisons):
         ax.barh(i, 2 * c.detectable, left=-c.detectable, color="0.9", height=0.7, zorder=0, label=label)
         ends = [[c.difference - c.low], [c.high - c.difference]]
         ax.errorbar(c.difference, i, xerr=ends, fmt="o", color=RED, capsize=3)
+    ax.use_sticky_edges = False  # the widest bar ends before the axis
     ax.axvline(0, color="black", lw=1)
     ax.set_yticks(range(len(comparisons)), list(comparisons))
     ax.invert_yaxis()
