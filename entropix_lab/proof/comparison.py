@@ -155,7 +155,7 @@ class Comparison:
         if "whole" in views:
             cached = by_token(*blocks(run.cache, self.B, (views.index("whole"),)))
             self.alone = dict(zip(SHOWN, (*cached, self.streams["whole", who]), strict=True))
-        return blocks(taps, self.B, tuple(map(views.index, part)))
+        return taps if views is part else blocks(taps, self.B, tuple(map(views.index, part)))
 
     @contextlib.contextmanager
     def _stating(self, who):
@@ -176,7 +176,7 @@ class Comparison:
             taps = self.runs[who].head(self.model.weights, self._rows(who, views), self.group, forced)
         if "whole" in views:
             self.alone = blocks(taps, self.B, (views.index("whole"),))
-        taps = blocks(taps, self.B, tuple(map(views.index, part)))
+        taps = taps if views is part else blocks(taps, self.B, tuple(map(views.index, part)))
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
             taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])
