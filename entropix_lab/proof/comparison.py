@@ -21,7 +21,7 @@ from . import truth
 from .limits import Found, Noise, measured
 from .measure import Direct, Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, by_token, cached_plan, whole_taps
-from .pieces import blocks, last_rows
+from .pieces import blocks
 from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, checked, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
@@ -86,9 +86,8 @@ class Comparison:
             self._embeddings()
         elif name + "." == prefix:
             w, config = gathered(self._weights("truth")), self.model.config
-            self._compare(
-                lambda op: full_name(self.layer, op), self._run_layer, lambda x, read: truth.layer(w, config, x, read)
-            )
+            of_layer = lambda x, read: truth.layer(w, config, x, read)
+            self._compare(lambda op: full_name(self.layer, op), self._run_layer, of_layer)
             self._restart_from("")
             self.layer += 1
         elif name == "output":
@@ -143,7 +142,7 @@ class Comparison:
         """(views, forced): what runs as one batch, and the rows in which every op reads theirs. With ours go the
         streams that the forward as it is used hands to its layers. An unrelated row is before the first view and, if a
         function goes round, behind the last: what is read from a row beside is then wrong in one of them."""
-        views = ("op", "whole", *part[:-1]) if who == "ours" and part is self.parts[-1] else part
+        views = ("op", "whole", *part[:-1]) if who == "ours" and len(part) > 1 else part
         return views, np.repeat([view == "op" for view in views], self.B)
 
     def _run_layer(self, who, part):
@@ -226,7 +225,7 @@ class Comparison:
                 logits = [self._logits(taps) for taps in (ours, theirs, true(part))]
                 self.output = logits_of(*logits, known.logits[0], known.logits[1:])
         self.groups += 1
-        whole, wide = self._whole_view(), self._wide(true(self.parts[-1]))
+        whole, wide = self._whole_view(run), self._wide(true(self.parts[-1]))
         own = {"the tokens", *theirs} | ({"the layer's input", "the last layer's output"} if self.own_layer else set())
         gaps = False
         for op in found.result()[self.parts[-1]][1]:  # all of the group's, in their order
@@ -260,9 +259,11 @@ class Comparison:
         """[n,V] of the positions that are compared, in the accumulated view."""
         return np.asarray(taps["output"])[: self.B][self.valid]
 
-    def _whole_view(self):
+    def _whole_view(self, run):
         """{op: (median, worst)} of the forward as it is used beside its layers run one by one: every layer from the
         stream that the former hands to it."""
+        if len(self.parts) > 1 and "tok_embeddings" not in self.group:
+            run("ours", ("whole",))
         if "tok_embeddings" in self.group:
             mine = {"tok_embeddings": self.streams["accumulated", "ours"]}
             whole = {"tok_embeddings": self.whole["tok_embeddings"]}
@@ -288,8 +289,7 @@ class Comparison:
         else:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
-        with jax.enable_x64(True):
-            true = last_rows(true, self.B)
+        true = {op: np.asarray(x)[-self.B :] for op, x in true.items()}
         found = _off({op: taps[op] for op in self.group}, true)
         return {op: self.samples.of(e) for op, e in found.items()}
 
