@@ -21,7 +21,7 @@ from . import truth
 from .limits import Found, Noise, measured
 from .measure import Direct, Samples, direct_of, errors, logits_of, low_precision, other_tokens, over, ratios
 from .passes import INNOCENT, Pass, by_token, cached_plan, whole_taps
-from .pieces import blocks
+from .pieces import of_views
 from .report import VIEWS, View
 from .taps import OPS, OUTER_OPS, checked, full_name, tap_shape
 from .variants import AS_IT_IS, VARIANTS
@@ -149,12 +149,12 @@ class Comparison:
         (views, forced), run = self._views(who, part), self.runs[who]
         with self._stating(who):
             x, taps = run.layer(self._weights(who), self._rows(who, views), self.group, forced)
-        for i, view in enumerate(views):
-            self.streams[view, who] = blocks(x, self.B, (i,))
+        for view in views:
+            self.streams[view, who] = of_views(x, self.B, views, (view,))
         if "whole" in views:
-            cached = by_token(*blocks(run.cache, self.B, (views.index("whole"),)))
+            cached = by_token(*of_views(run.cache, self.B, views, ("whole",)))
             self.alone = dict(zip(SHOWN, (*cached, self.streams["whole", who]), strict=True))
-        return taps if views is part else blocks(taps, self.B, tuple(map(views.index, part)))
+        return of_views(taps, self.B, views, part)
 
     @contextlib.contextmanager
     def _stating(self, who):
@@ -174,8 +174,8 @@ class Comparison:
         with self._stating(who):
             taps = self.runs[who].head(self.model.weights, self._rows(who, views), self.group, forced)
         if "whole" in views:
-            self.alone = blocks(taps, self.B, (views.index("whole"),))
-        taps = taps if views is part else blocks(taps, self.B, tuple(map(views.index, part)))
+            self.alone = of_views(taps, self.B, views, ("whole",))
+        taps = of_views(taps, self.B, views, part)
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
             taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])
@@ -197,7 +197,8 @@ class Comparison:
         for part in self.parts:
             ours, key, plain = pick(run("ours", part)), (part, self.groups), None
             known = self.judged.get(key)
-            if known is None or known.plain is None or not theirs.keys() <= known.dtypes.keys():
+            known = known if known and theirs.keys() <= known.dtypes.keys() else None
+            if known is None or known.plain is None:
                 plain = ours if self.plain == "ours" else pick(run("plain", part))
                 known = self._judge(part, plain, lambda who: pick(run(who, part)), true, known)  # noqa: B023
             self.judged[key], theirs_off = known, _off(theirs, true(part))
@@ -245,7 +246,7 @@ class Comparison:
         """The Judged of a group in a part of the views. plain: taps of the run as it is; taps_of(name): those of a
         variant; true(part): those of the truth; known: a Judged of which only the noise is known, or None."""
         dtypes, off = {op: x.dtype for op, x in plain.items()}, _off(plain, true(part))
-        if known is not None and known.plain is None and plain.keys() <= known.dtypes.keys():
+        if known is not None:
             return known._replace(dtypes=dtypes, plain=off)
         logits, noise = [self._logits(plain)] if "accumulated" in part and "output" in plain else [], []
         for v in VARIANTS:  # one at a time, for their memory
@@ -289,8 +290,7 @@ class Comparison:
         else:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
-        true = {op: np.asarray(x)[-self.B :] for op, x in true.items()}
-        found = _off({op: taps[op] for op in self.group}, true)
+        found = _off({op: taps[op] for op in self.group}, {op: np.asarray(x)[-self.B :] for op, x in true.items()})
         return {op: self.samples.of(e) for op, e in found.items()}
 
 

@@ -17,9 +17,13 @@ def last_rows(tree, rows):
     return jax.tree.map(lambda a: a[-rows:], tree)
 
 
+def of_views(tree, rows, views, wanted):
+    """Of arrays that hold so many rows of each of views, those of the wanted ones."""
+    return tree if wanted == views else _blocks(tree, rows, tuple(map(views.index, wanted)))
+
+
 @partial(jax.jit, static_argnames=("rows", "which"))
-def blocks(tree, rows, which):
-    """Of arrays that hold blocks of rows, those blocks."""
+def _blocks(tree, rows, which):
     return jax.tree.map(lambda a: jnp.concatenate([a[i * rows : (i + 1) * rows] for i in which]), tree)
 
 

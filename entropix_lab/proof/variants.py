@@ -32,7 +32,7 @@ def _linear_reversed(linear):
 @jax.jit
 def _fused_reversed(w):
     # once a layer, outside its program: to turn the matrices in there takes as long as the products
-    w = widened(fused(w))
+    w = fused(w)
     return w._replace(**{name: x[::-1] for name, x in w._asdict().items() if x.ndim == 2})
 
 

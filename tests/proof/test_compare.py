@@ -172,6 +172,11 @@ def test_what_is_not_on_trial_runs_once(pair):
         lab.compare(model, reference, TOKENS[:, 1:], judged=judged)
 
 
+def of_views(report, name):
+    """[taps,views,2]: the error, limit or floor of every tap in every view, (median, worst)."""
+    return np.array([[getattr(getattr(row, view), name) for view in VIEWS] for row in report.rows])
+
+
 def test_the_compiler_takes_over_the_noise_of_a_comparison_that_passed(pair):
     model, reference = pair
     alone, passed, failed = lab.compare_compiler(model, TOKENS), {}, {}
@@ -179,10 +184,9 @@ def test_the_compiler_takes_over_the_noise_of_a_comparison_that_passed(pair):
     wrong = {"rms_norm": lambda x, weight, eps: rms_norm(x, weight, 1e-3)}
     assert not lab.compare(model, reference, TOKENS, replace=wrong, judged=failed).passed
     assert lab.compare_compiler(model, TOKENS, judged=failed).to_json() == alone.to_json()
-    of = lambda report, name: np.array([[getattr(getattr(r, v), name) for v in VIEWS] for r in report.rows])
     shared = lab.compare_compiler(model, TOKENS, judged=passed)
-    assert np.array_equal(of(shared, "error"), of(alone, "error"))
-    ratio = of(shared, "limit") / of(alone, "limit")  # the inputs differ by rounding, and so does the noise
+    assert np.array_equal(of_views(shared, "error"), of_views(alone, "error"))
+    ratio = of_views(shared, "limit") / of_views(alone, "limit")  # the inputs differ by rounding, and so does the noise
     assert 0.5 < ratio.min() and ratio.max() < 2
 
 
@@ -195,12 +199,12 @@ def test_the_noise_of_a_comparison_that_lacks_taps_is_not_taken_over(pair, our_t
 
 
 TWO_ROWS = np.random.default_rng(1).integers(0, 128, (2, 24))
-BEHIND_A_NORM = "layers.0.attention_norm"
+FIRST_NORM = "layers.0.attention_norm"
 
 
 @pytest.mark.parametrize(
     ("tokens", "row", "tap"),
-    [(TOKENS, 0, "layers.0.attention.wv"), (TOKENS, -1, BEHIND_A_NORM), (TWO_ROWS, 1, BEHIND_A_NORM)],
+    [(TOKENS, 0, "layers.0.attention.wv"), (TOKENS, -1, FIRST_NORM), (TWO_ROWS, 1, FIRST_NORM)],
 )
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
 def test_what_is_wrong_with_one_row_alone_is_named(pair, tokens, row, tap, mode):
@@ -212,7 +216,7 @@ def test_what_is_wrong_with_one_row_alone_is_named(pair, tokens, row, tap, mode)
 @pytest.mark.parametrize("shift", [1, -1])
 def test_what_is_read_from_the_row_beside_is_named(pair, shift):
     wrong = {"rms_norm": lambda x, weight, eps: jnp.roll(rms_norm(x, weight, eps), shift, 0)}
-    assert lab.compare(*pair, TOKENS, replace=wrong).first_divergence.tap == BEHIND_A_NORM
+    assert lab.compare(*pair, TOKENS, replace=wrong).first_divergence.tap == FIRST_NORM
 
 
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
@@ -222,10 +226,9 @@ def test_view_by_view_is_the_same(pair, mode, monkeypatch):
     together = lab.compare(*pair, prompts, mode)
     monkeypatch.setattr(comparison, "TOGETHER", 1)
     alone, faulty = lab.compare(*pair, prompts, mode), lab.compare(*pair, prompts, mode, replace=wrong)
-    assert alone.passed and together.passed and faulty.first_divergence.tap == BEHIND_A_NORM
-    of = lambda report, name: np.array([[getattr(getattr(r, v), name) for v in VIEWS] for r in report.rows])
-    np.testing.assert_allclose(of(alone, "limit"), of(together, "limit"), rtol=0.5)
-    assert (abs(of(alone, "error") - of(together, "error")) <= of(together, "floor") + 1e-6).all()
+    assert alone.passed and together.passed and faulty.first_divergence.tap == FIRST_NORM
+    np.testing.assert_allclose(of_views(alone, "limit"), of_views(together, "limit"), rtol=0.5)
+    assert (abs(of_views(alone, "error") - of_views(together, "error")) <= of_views(together, "floor") + 1e-6).all()
 
 
 def test_a_function_on_trial_keeps_the_dtype(pair):
