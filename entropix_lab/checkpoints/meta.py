@@ -4,9 +4,9 @@ import itertools
 import zipfile
 from pathlib import Path
 
+from ..files import read_json
 from ..llama.config import CheckpointError, LlamaConfig
 from ..llama.sharding import shard_dim
-from ..tokenizer import read_json
 from .sums import known_sums
 from .tensors import Piece, Tensor, check_tensors, tensor_shapes
 

@@ -6,8 +6,8 @@ are put back; every other tensor is the one in the file.
 
 from pathlib import Path
 
+from ..files import read_json
 from ..llama.config import CheckpointError, LlamaConfig, ffn_dim
-from ..tokenizer import read_json
 from .tensors import Piece, Tensor, check_tensors, tensor_shapes
 
 # Meta's name of a part -> Hugging Face's.

@@ -4,8 +4,9 @@ import base64
 import re
 from pathlib import Path
 
+from ..files import read_json
 from ..llama.config import CheckpointError
-from .tokenizer_json import LLAMA3_PATTERN, SMOLLM2_PATTERN, Found, Unlike, read_json, read_tokenizer_json
+from .tokenizer_json import LLAMA3_PATTERN, SMOLLM2_PATTERN, Found, Unlike, read_tokenizer_json
 
 LLAMA3_SPECIAL = (
     "<|begin_of_text|> <|end_of_text|> <|reserved_special_token_0|> <|reserved_special_token_1|> "

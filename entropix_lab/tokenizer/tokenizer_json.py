@@ -1,10 +1,8 @@
 """tokenizer.json of a Hugging Face folder, turned into tiktoken's ranks where both cut every text alike."""
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-from ..llama.config import CheckpointError
+from ..files import read_json
 
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -32,17 +30,6 @@ class Found(NamedTuple):
     pattern: str
     special: dict[str, int]
     bos: str | None
-
-
-def read_json(file) -> dict:
-    """A JSON object. Raises CheckpointError that names the file."""
-    try:
-        found = json.loads(Path(file).read_text("utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"a {type(found).__name__}")
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{file}: expected a JSON object, found {e}. Copy the file again.") from e
-    return found
 
 
 def read_tokenizer_json(file) -> Found:
