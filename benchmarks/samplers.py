@@ -8,7 +8,7 @@ Writes outputs/NAME.json and outputs/NAME_forks.json, which notebooks/12_does_it
 block of tasks, and begins where it ended. In turn:
 forks     at every token of every greedy answer the second choice instead, finished greedily
 curve     temperatures; at one of them twice as many samples, and of these the likeliest and the majority
-default   the other samplers with the numbers that their authors or their code name
+default   the other samplers with the numbers that their authors or their code name (dirichlet's are this package's)
 slopes    the temperature as a function of the entropy, five slopes at three temperatures on other tasks (a fifth of
           their number); then on the test's tasks, each where it is as surprising as plain sampling at 0.7
 tuning    five settings of each sampler on those other tasks
