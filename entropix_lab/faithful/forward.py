@@ -190,24 +190,35 @@ def xfmr(weights, config, tokens, cur_pos, cache, functions):
     slots. Its logits stay in the weights' dtype, which changes no value of them: cast them before measuring.
     """
     start_pos = jnp.full(tokens.shape[0], cur_pos, jnp.int32)
+    x, layers, functions = weights.tok_embeddings[jnp.asarray(tokens)], [], tuple(functions.items())
     with jax.default_matmul_precision("highest"):
-        return _xfmr(weights, config, jnp.asarray(tokens), start_pos, cache, tuple(functions.items()))
+        for w, keys, values in zip(weights.layer_weights, cache.k, cache.v, strict=True):
+            x, *layer = _layer(w, config, x, start_pos, keys, values, functions)
+            layers.append(layer)
+        logits = _head(weights._replace(tok_embeddings=None, layer_weights=()), config, x, functions)
+    keys, values, scores = zip(*layers, strict=True)
+    return logits, KVCache(keys, values), jnp.stack(scores)
 
 
-@partial(jax.jit, static_argnames=("config", "functions"), donate_argnames="cache", compiler_options=EXACT)
-def _xfmr(weights, config, tokens, start_pos, cache, functions):
-    scores = []
+_jit = partial(jax.jit, static_argnames=("config", "functions"), compiler_options=EXACT)
 
-    def tap(name, x):
-        if name.endswith("attention.scores"):
-            heads = x if x.ndim == 4 else x.reshape(x.shape[0], -1, *x.shape[3:])  # [B,K,G,T,S]
-            scores.append(jnp.where(heads == -jnp.inf, 0, heads))
-        return x
 
+# one program serves all layers, as every deviation needs its own and runs it but a few times
+@partial(_jit, donate_argnames=("keys", "values"))
+def _layer(w, config, x, start_pos, keys, values, functions):
+    found = {}
     with standing_in(functions):
-        x, cache = llama.transformer(weights, config, tokens, start_pos, cache, tap)
-        logits = llama.head(weights, config, x, tap)
-    return logits, cache, jnp.stack(scores)
+        freqs_cis, mask = llama.positions_and_mask(config, x.shape[1], start_pos, keys.shape[-1], x.dtype)
+        tap = lambda name, value: found.setdefault(name, value)
+        x, keys, values = llama.block(w, config, x, freqs_cis, mask, start_pos, keys, values, tap)
+    scores = llama.by_query_head(found["attention.scores"])
+    return x, keys, values, jnp.where(scores == -jnp.inf, 0, scores)
+
+
+@_jit
+def _head(weights, config, x, functions):
+    with standing_in(functions):
+        return llama.head(weights, config, x, llama.no_tap)
 
 
 @contextlib.contextmanager
