@@ -40,9 +40,10 @@ class Fault(NamedTuple):
     tokens: Callable | None = None
     theirs: Callable | None = None
 
-    def compare(self, model, reference, prompts) -> Report:
-        """The Report of model with this fault in it: first_divergence.tap should be self.first_tap(model)."""
-        return next(self.reports(model, reference, [prompts]))
+    def compare(self, model, reference, prompts, judged=None) -> Report:
+        """The Report of model with this fault in it: first_divergence.tap should be self.first_tap(model). judged: as
+        in reports."""
+        return next(self.reports(model, reference, [prompts], judged))
 
     def reports(self, model, reference, prompts_of_each, judged=None):
         """A Report for each prompt: those of one length share their compiled programs. judged: a dict that keeps what

@@ -17,6 +17,8 @@ import entropix_lab as lab
 from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 from entropix_lab.generation.branching import Branched, Fork
 
+pytestmark = pytest.mark.in_haste
+
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = (
     '</script><script>window.attacked="script"</script>',

@@ -8,6 +8,8 @@ import pytest
 import entropix_lab as lab
 from entropix_lab.entropy.interventions import writer
 
+pytestmark = pytest.mark.in_haste
+
 PROMPT = [5, 17, 3, 99, 44, 7, 21]
 
 

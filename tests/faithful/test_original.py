@@ -1,5 +1,7 @@
 """The deviations on trial, and the ways of the samplers that no figure shows."""
 
+from collections import defaultdict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,18 @@ def small(tiny_checkpoint):
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 24))
 
 
+@pytest.fixture(scope="module")
+def judged():
+    """What is not on trial runs once for all deviations of one dtype, mode and config."""
+    return defaultdict(dict)
+
+
 @pytest.mark.parametrize("deviation", forward.DEVIATIONS, ids=lambda d: d.name)
-def test_the_comparison_names_each_deviation(small, deviation):
+def test_the_comparison_names_each_deviation(small, deviation, judged):
     model, reference = small[deviation.needs or "float32"]
-    trial = lambda: lab.compare(deviation.of(model), reference, TOKENS, deviation.mode, deviation.replace)
+    changed = deviation.of(model)
+    alike = judged[model.dtype, deviation.mode, changed.config]
+    trial = lambda: lab.compare(changed, reference, TOKENS, deviation.mode, deviation.replace, alike)
     if deviation.name == "rope":
         with pytest.raises(ValueError, match="xq_rope: ours is float32, expected bfloat16"):
             trial()

@@ -7,6 +7,8 @@ import entropix_lab as lab
 from entropix_lab.compiler import EXACT
 from entropix_lab.llama import model as m
 
+pytestmark = pytest.mark.in_haste
+
 run = jax.jit(lab.xfmr, static_argnames="config", compiler_options=EXACT)
 run_with_taps = jax.jit(lab.xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
 

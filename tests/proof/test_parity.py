@@ -12,6 +12,8 @@ import torch
 import entropix_lab as lab
 from entropix_lab.proof.measure import relative_error
 
+pytestmark = pytest.mark.in_haste
+
 HEADS = {"MHA": (4, 4), "GQA": (4, 2), "MQA": (4, 1), "GQA, odd scale": (2, 1)}  # head_dim 16, 16, 16, 32
 TOKENS = np.random.default_rng(0).integers(0, 128, (2, 11))
 
