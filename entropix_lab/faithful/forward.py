@@ -209,8 +209,7 @@ def _layer(w, config, x, start_pos, keys, values, functions):
     found = {}
     with standing_in(functions):
         freqs_cis, mask = llama.positions_and_mask(config, x.shape[1], start_pos, keys.shape[-1], x.dtype)
-        tap = lambda name, value: found.setdefault(name, value)
-        x, keys, values = llama.block(w, config, x, freqs_cis, mask, start_pos, keys, values, tap)
+        x, keys, values = llama.block(w, config, x, freqs_cis, mask, start_pos, keys, values, found.setdefault)
     scores = llama.by_query_head(found["attention.scores"])
     return x, keys, values, jnp.where(scores == -jnp.inf, 0, scores)
 

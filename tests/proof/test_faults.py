@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -56,10 +57,9 @@ def test_correct_variants_are_silent(control, pair, judged, clean):
     if control.tokens is None and len(report.rows) == len(clean.rows):
         # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
         changed = any(row.our_error != before.our_error for row, before in zip(report.rows, clean.rows, strict=True))
-        # on a CPU, products do not depend on how they are cut; C02 is exact where the compiler (0.12, in haste) rounds
-        # each product before it adds; C06 where dim is a power of four, as here; a mask of another number moves no
-        # live score
-        same = ("C01", "C02", "C06", "C09", "C10", "C12", "C13")
+        # on a CPU, products do not depend on how they are cut; C06 is exact where dim is a power of four, as here; a
+        # mask of another number moves no live score; 0.12 in haste rounds C02's products before it adds them, as ours
+        same = ("C01", "C06", "C09", "C10", "C12", "C13") + (("C02",) if jax.__version_info__ >= (0, 12) else ())
         assert changed or pair[0].dtype == "bfloat16" or control.name in same
 
 
