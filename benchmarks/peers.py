@@ -33,12 +33,12 @@ MOST = 4096
 
 
 class Ours:
-    """start(tokens [B,T]) gives the first tokens, decode(n) the next n, each row its own. rows and slots are the most
-    that will be asked for."""
+    """start(tokens [B,T]) gives the first tokens, decode(n) the next n, each row its own. rows: the most that will be
+    asked for; longest: tokens of the longest prompt; more: the most that are decoded after one."""
 
     name = "entropix_lab"
 
-    def __init__(self, path, dtype, rows, slots):
+    def __init__(self, path, dtype, rows, longest, more):
         self.model = lab.load_model(path, dtype)
 
     def use(self, threads):
@@ -62,8 +62,8 @@ def torch_threads(threads):
 class Meta:
     name = "Meta's reference"
 
-    def __init__(self, path, dtype, rows, slots):
-        self.reference = lab.load_reference(path, dtype, device="cpu", max_seq_len=slots, max_batch_size=rows)
+    def __init__(self, path, dtype, rows, longest, more):
+        self.reference = lab.load_reference(path, dtype, device="cpu", max_seq_len=longest + more, max_batch_size=rows)
 
     use = staticmethod(torch_threads)
 
@@ -87,15 +87,15 @@ class Transformers:
     name = "transformers"
     use = staticmethod(torch_threads)
 
-    def __init__(self, path, dtype, rows, slots):
+    def __init__(self, path, dtype, rows, longest, more):
         self.model = lab.hugging_face.load_hugging_face(path, dtype, attn_implementation=None)
-        self.slots, self.forward = slots, self.model
+        self.forward = self.model
 
-    def cache(self, rows):
+    def cache(self, length):
         return None
 
     def start(self, tokens):
-        self.position, self.held = 0, self.cache(len(tokens))
+        self.position, self.held = 0, self.cache(tokens.shape[1])
         return self._step(tokens, self.model)
 
     def _step(self, tokens, forward):
@@ -120,23 +120,25 @@ class CompiledTransformers(Transformers):
 
     name = "transformers, compiled"
 
-    def __init__(self, path, dtype, rows, slots):
+    def __init__(self, path, dtype, rows, longest, more):
         import torch
 
-        super().__init__(path, dtype, rows, slots)
-        self.forward = torch.compile(self.model, dynamic=False)
+        super().__init__(path, dtype, rows, longest, more)
+        self.more, self.forward = more, torch.compile(self.model, dynamic=False)
+        torch._dynamo.config.recompile_limit = 64  # beyond it nothing is compiled, and that silently
 
-    def cache(self, rows):
+    def cache(self, length):
         from transformers import StaticCache
 
-        return StaticCache(config=self.model.config, max_cache_len=self.slots)
+        # every step reads all slots: those of the case, not of the longest
+        return StaticCache(config=self.model.config, max_cache_len=length + self.more)
 
 
 class LlamaCpp:
     name = "llama.cpp"
     BATCH = 2048  # tokens to a call
 
-    def __init__(self, path, dtype, rows, slots):
+    def __init__(self, path, dtype, rows, longest, more):
         import llama_cpp
 
         self.lib = llama_cpp
@@ -145,7 +147,7 @@ class LlamaCpp:
         self.llama = llama_cpp.Llama(str(file), n_ctx=64, verbose=False)
         file.unlink()
         params = self.llama.context_params  # a context of our own: the class has one for a single sequence
-        params.n_ctx, params.n_batch, params.n_ubatch = rows * slots, self.BATCH, 512
+        params.n_ctx, params.n_batch, params.n_ubatch = rows * (longest + more), self.BATCH, 512
         # a stream of cache to each row: llama.h advises it for rows that share no prefix
         params.n_seq_max, params.kv_unified = rows, False
         self.context = llama_cpp.llama_init_from_model(self.llama._model.model, params)
@@ -312,12 +314,12 @@ def main():
     where = machine()
     when = {"date": datetime.date.today().isoformat(), "gb_per_s": round(lab.timing.memory_bandwidth() / 1e9, 1)}
     print(json.dumps(where | when))
-    slots = max(args.positions) + args.rounds * args.tokens + 12 * len(THREADS) + 8
+    more = args.rounds * args.tokens + 12 * len(THREADS) + 8
     for kind in (k for k in KINDS if k is Ours or k.name in args.peers):
         try:
             with lab.verdict.peak_memory() as peak:
                 started = time.perf_counter()
-                peer = kind(path, args.dtype, max(args.batches), slots)
+                peer = kind(path, args.dtype, max(args.batches), max(args.positions), more)
                 loaded = time.perf_counter() - started
                 peer.start(rng.integers(3, 49152, (1, 16)))
                 peer.decode(4)
