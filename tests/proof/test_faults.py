@@ -32,6 +32,10 @@ def judged(pair):
     return {}
 
 
+# of which controls make their own ids: those of C14 and C15 are then of one shape
+LONGER = np.resize(TOKENS, (1, 100))
+
+
 def found(fault, pair, judged):
     where = next(fault.reports(*pair, [TOKENS], judged)).first_divergence
     return where and where.tap
@@ -52,7 +56,7 @@ def clean(pair):
 def test_correct_variants_are_silent(control, pair, judged, clean):
     if not control.exists_in(pair[0]):
         return
-    report = next(control.reports(*pair, [TOKENS], judged))
+    report = next(control.reports(*pair, [LONGER if control.tokens else TOKENS], judged))
     assert report.passed, report.explain()
     if control.tokens is None and len(report.rows) == len(clean.rows):
         # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
