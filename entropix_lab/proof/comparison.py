@@ -6,7 +6,6 @@ its own layers run one by one.
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -189,11 +188,7 @@ class Comparison:
         given = [(part, self._rows("truth", part), theirs if "op" in part else {}) for part in self.parts]
         found = self.beside.submit(lambda: {part: true_of(*streams_and_theirs) for part, *streams_and_theirs in given})
 
-        @cache
-        def true(part):
-            with jax.enable_x64(True):
-                return jax.device_put(pick(found.result()[part][1]))
-
+        true = lambda part: pick(found.result()[part][1])
         for part in self.parts:
             ours, key, plain = pick(run("ours", part)), (part, self.groups), None
             known = self.judged.get(key)
@@ -201,8 +196,8 @@ class Comparison:
             if known is None or known.plain is None:
                 plain = ours if self.plain == "ours" else pick(run("plain", part))
                 known = self._judge(part, plain, lambda who: pick(run(who, part)), true, known)  # noqa: B023
-            self.judged[key], theirs_off = known, _off(theirs, true(part))
-            ours_off = known.plain if plain is ours else _off(ours, true(part))
+            self.judged[key], theirs_off = known, errors(theirs, true(part))
+            ours_off = known.plain if plain is ours else errors(ours, true(part))
             for op, x in ours.items():
                 if x.dtype != known.dtypes[op]:
                     raise ValueError(
@@ -245,7 +240,7 @@ class Comparison:
     def _judge(self, part, plain, taps_of, true, known):
         """The Judged of a group in a part of the views. plain: taps of the run as it is; taps_of(name): those of a
         variant; true(part): those of the truth; known: a Judged of which only the noise is known, or None."""
-        dtypes, off = {op: x.dtype for op, x in plain.items()}, _off(plain, true(part))
+        dtypes, off = {op: x.dtype for op, x in plain.items()}, errors(plain, true(part))
         if known is not None:
             return known._replace(dtypes=dtypes, plain=off)
         logits, noise = [self._logits(plain)] if "accumulated" in part and "output" in plain else [], []
@@ -290,11 +285,5 @@ class Comparison:
         else:
             small = self.model.weights._replace(tok_embeddings=None, layer_weights=())
             taps = run.head(wide(small), x, self.group, True)
-        found = _off({op: taps[op] for op in self.group}, {op: np.asarray(x)[-self.B :] for op, x in true.items()})
+        found = errors({op: taps[op] for op in self.group}, {op: x[-self.B :] for op, x in true.items()})
         return {op: self.samples.of(e) for op, e in found.items()}
-
-
-def _off(taps, truth):
-    """{op: errors of taps against the truth}."""
-    with jax.enable_x64(True):
-        return errors(taps, truth)

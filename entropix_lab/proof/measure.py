@@ -40,30 +40,47 @@ class Samples:
 DEAD, ALIVE = 100, 50
 
 
-def relative_error(name, x, y):
-    """||x - y|| / ||y|| of every position, [B,T]; infinite where one masks what the other sees.
+def relative_error(name, x, y) -> np.ndarray:
+    """||x - y|| / ||y|| of every position, [B,T], in NumPy's float64; infinite where one masks what the other sees, and
+    1 where something stands for zero.
 
-    Each position has its own norm: a few massive activations would hide errors elsewhere. Values are scaled first,
-    because the square of 1e20 overflows float32. Scores are compared where neither is masked, by -inf or by a large
-    negative number. One wrong logit drowns in a norm over the vocabulary V: the largest error times sqrt(V)/5 counts
-    too. The largest of so many rounding errors is about five times their root mean square.
+    Each position has its own norm: a few massive activations would hide errors elsewhere. Scores are compared where
+    neither is masked, by -inf or by a large negative number. One wrong logit drowns in a norm over the vocabulary V:
+    the largest error times sqrt(V)/5 counts too. The largest of so many rounding errors is about five times their root
+    mean square.
     """
-    x, y = (at_least_float32(jnp.asarray(z)) for z in (x, y))
-    axes, same_mask = over(name, y), True
-    if name.endswith(".scores"):  # the only tap with a mask in it
-        below = lambda z, by: z < jnp.max(z, -1, keepdims=True) - by
-        dead_x, dead_y = below(x, DEAD), below(y, DEAD)
-        same_mask = ~jnp.any((dead_x & ~below(y, ALIVE)) | (dead_y & ~below(x, ALIVE)), axes)
-        x, y = (jnp.where(dead_x | dead_y, 0, z) for z in (x, y))
-    largest = jnp.max(jnp.maximum(jnp.abs(x), jnp.abs(y)), axes, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1)
-    off, y = (x - y) / scale, y / scale
-    norm = lambda z: jnp.sqrt(jnp.sum(z * z, axes))
-    size = norm(y)
-    error = norm(off)
-    if name == "output":
-        error = jnp.maximum(error, jnp.max(jnp.abs(off), axes) * (y.shape[-1] ** 0.5 / 5))
-    return jnp.where(same_mask, error / jnp.where(size == 0, 1, size), jnp.inf)
+    return _relative(name, *_seen(name, x, y))
+
+
+def _seen(name, x, y):
+    """(x, y, same): in float64, scores 0 where either is masked; whether both mask the same of a position."""
+    x, y = (np.asarray(z, np.float64) for z in (x, y))
+    if not name.endswith(".scores"):  # the only tap with a mask in it
+        return x, y, True
+    below = lambda z, by: z < z.max(-1, keepdims=True) - by
+    dead_x, dead_y = below(x, DEAD), below(y, DEAD)
+    same = ~((dead_x & ~below(y, ALIVE)) | (dead_y & ~below(x, ALIVE))).any(over(name, y))
+    return *(np.where(dead_x | dead_y, 0, z) for z in (x, y)), same
+
+
+def _relative(name, x, y, same):
+    with np.errstate(invalid="ignore"):  # what is infinite is reported as such
+        off = x - y
+        error, size = _norm(name, off), _norm(name, y)
+        if name == "output":
+            error = np.maximum(error, np.abs(off).max(-1) * (y.shape[-1] ** 0.5 / 5))
+        return np.where(same, error / np.where(size == 0, np.where(error == 0, 1, error), size), np.inf)
+
+
+def _norm(name, x):
+    return np.sqrt(_products(name, x, x))
+
+
+def _products(name, x, y):
+    """The scalar product of x and y at every position."""
+    if name.endswith((".scores", ".probs")):
+        return np.einsum("rhts,rhts->rt", x, y)
+    return np.einsum("rtd,rtd->rt", *(z.reshape(*z.shape[:2], -1) for z in (x, y)))
 
 
 def over(name, x):
@@ -74,18 +91,12 @@ def over(name, x):
 def errors(x, y) -> dict[str, np.ndarray]:
     """{op: relative_error of x against y [R,T]} of dicts by op; y may have more ops, x fewer rows, which then stand
     for several times as many."""
-    return dict(zip(sorted(x), np.asarray(_errors(x, {op: y[op] for op in x})), strict=True)) if x else {}
-
-
-@jax.jit
-def _errors(x, y):
-    # one array, one copy to the host; jit hands on a dict sorted by its keys
-    return jnp.stack([relative_error(op, _repeated(x[op], y[op]), y[op]) for op in sorted(x)])
+    return {op: relative_error(op, _repeated(of, y[op]), y[op]) for op, of in x.items()}
 
 
 def _repeated(x, y):
     """x with its rows again and again, until they are as many as those of y."""
-    return jnp.concatenate([x] * (len(y) // len(x)))
+    return x if len(x) == len(y) else np.concatenate([np.asarray(x)] * (len(y) // len(x)))
 
 
 class Direct(NamedTuple):
@@ -103,27 +114,18 @@ class Direct(NamedTuple):
 
 def direct_of(ours, theirs) -> dict[str, Direct]:
     """{op: Direct} of dicts by op; the rows of theirs stand for several times as many of ours."""
-    size = lambda op: math.prod(theirs[op].shape[a] for a in over(op, theirs[op]))
-    found = np.asarray(_direct(ours, theirs)) if ours else ()
-    return {op: Direct(*x, size(op)) for op, x in zip(sorted(ours), found, strict=True)}
+    return {op: _direct(op, x, _repeated(theirs[op], x)) for op, x in ours.items()}
 
 
-@jax.jit
-def _direct(ours, theirs):
-    def one(op, x, y):
-        axes = over(op, y)
-        error, nan = relative_error(op, x, y), lambda z: jnp.any(jnp.isnan(z), axes)
-        nans = nan(x), nan(y)
-        if op.endswith(".scores"):
-            x, y = (jnp.where(z < -9e3, 0, z) for z in (x, y))
-        x, y = at_least_float32(x), at_least_float32(y)
-        scale = jnp.maximum(jnp.max(jnp.maximum(jnp.abs(x), jnp.abs(y)), axes, keepdims=True), 1e-37)
-        u, v = x / scale, y / scale
-        norm = lambda z: jnp.maximum(jnp.sqrt(jnp.sum(z * z, axes)), 1e-37)
-        share, cosine = jnp.max(jnp.abs(v), axes) / norm(v), jnp.sum(u * v, axes) / (norm(u) * norm(v))
-        return jnp.stack([error, jnp.max(jnp.abs(x - y), axes), cosine, share, *nans])
-
-    return jnp.stack([one(op, ours[op], _repeated(theirs[op], ours[op])) for op in sorted(ours)])
+def _direct(name, x, y):
+    x, y, same = _seen(name, x, y)
+    norm_x, norm_y = _norm(name, x), _norm(name, y)
+    largest = lambda z: np.abs(z).max(over(name, z))
+    with np.errstate(invalid="ignore"):
+        cosine = _products(name, x, y) / np.maximum(norm_x * norm_y, 1e-74)
+        share, size = largest(y) / np.maximum(norm_y, 1e-37), math.prod(x.shape[axis] for axis in over(name, x))
+        nan = np.isnan(norm_x), np.isnan(norm_y)
+        return Direct(_relative(name, x, y, same), largest(x - y), cosine, share, *nan, size)
 
 
 def ratios(samples, ours, theirs, largest):
