@@ -134,8 +134,7 @@ class Comparison:
 
     def _rows(self, who, views):
         """The streams of these views as the rows of one batch."""
-        join = np.concatenate if who == "truth" else jnp.concatenate
-        return join([self.streams[view, who] for view in views])
+        return np.concatenate([self.streams[view, who] for view in views])
 
     def _views(self, who, part):
         """(views, forced): what runs as one batch, and the rows in which every op reads theirs. With ours go the
@@ -177,7 +176,7 @@ class Comparison:
         taps = of_views(taps, self.B, views, part)
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
-            taps["output"] = jnp.concatenate([self.whole["output"], taps["output"][self.B :]])
+            taps["output"] = np.concatenate([self.whole["output"], taps["output"][self.B :]])
         return taps
 
     def _compare(self, name_of, run, true_of):
