@@ -125,7 +125,8 @@ class CompiledTransformers(Transformers):
 
         super().__init__(path, dtype, rows, longest, more)
         self.more, self.forward = more, torch.compile(self.model, dynamic=False)
-        torch._dynamo.config.recompile_limit = 64  # beyond it nothing is compiled, and that silently
+        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.fail_on_recompile_limit_hit = True  # in place of running uncompiled, without a word
 
     def cache(self, length):
         from transformers import StaticCache

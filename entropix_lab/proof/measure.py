@@ -41,8 +41,8 @@ DEAD, ALIVE = 100, 50
 
 
 def relative_error(name, x, y) -> np.ndarray:
-    """||x - y|| / ||y|| of every position, [B,T], in NumPy's float64; infinite where one masks what the other sees, and
-    1 where something stands for zero.
+    """||x - y|| / ||y|| of every position, [B,T], in NumPy's float64; infinite where one masks what the other sees or x
+    alone is infinite, 1 where something stands for zero, NaN where there is one.
 
     Each position has its own norm: a few massive activations would hide errors elsewhere. Scores are compared where
     neither is masked, by -inf or by a large negative number. One wrong logit drowns in a norm over the vocabulary V:
@@ -60,7 +60,7 @@ def _seen(name, x, y):
     below = lambda z, by: z < z.max(-1, keepdims=True) - by
     dead_x, dead_y = below(x, DEAD), below(y, DEAD)
     same = ~((dead_x & ~below(y, ALIVE)) | (dead_y & ~below(x, ALIVE))).any(over(name, y))
-    return *(np.where(dead_x | dead_y, 0, z) for z in (x, y)), same
+    return *(np.where((dead_x | dead_y) & ~np.isnan(z), 0, z) for z in (x, y)), same
 
 
 def _relative(name, x, y, same):
@@ -101,7 +101,8 @@ def _repeated(x, y):
 
 class Direct(NamedTuple):
     """Ours against theirs, all [R,T]: the relative error, the largest absolute difference, the cosine, the share of the
-    largest entry in the norm, whether ours and whether theirs is no number; and the entries of a position."""
+    largest entry in the norm, whether ours and whether theirs is no number; and the entries of a position. Of scores
+    what neither masks."""
 
     error: np.ndarray
     max_abs: np.ndarray

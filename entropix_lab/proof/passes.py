@@ -169,7 +169,7 @@ def whole_taps(model, tokens, programs=INNOCENT, plan=None):
     """(taps, cache) of the forward as it is used, one program to a piece of the plan (as in Pass): the stream between
     the layers, "norm" and "output" of tokens [B,T], and the first T slots of the KVCache that it leaves. In pieces the
     cache has more slots than are ever written, as in generation; they hold what must never be read."""
-    (B, T), tokens, taps = tokens.shape, jnp.asarray(tokens), {}
+    (B, T), taps = tokens.shape, {}
     cache = KVCache.new(model.config, B, 2 * max(T, 128) if plan else T, model.dtype)
     cache = jax.tree.map(lambda x: x + 100, cache) if plan else cache
     for start, length in plan or [(np.zeros(B, np.int32), T)]:

@@ -1,4 +1,5 @@
-"""Rows and pieces of the taps of one group. In NumPy: a program for each of so many shapes takes longer to compile."""
+"""Rows and pieces of the taps of one group. In NumPy: to compile a program for each of so many shapes takes longer than
+to copy."""
 
 import jax
 import numpy as np
@@ -29,13 +30,14 @@ def cut(taps, start, length):
 
 
 def put(taps, pieces, start, T):
-    """The taps of T tokens, in which a piece takes its place at start [B]; of the first piece taps is empty."""
+    """The taps of T tokens, in which a piece takes its place at start [B]; of the first piece taps is empty. TypeError
+    where a later piece has another dtype."""
     for op, piece in pieces.items():
         axis, piece = _token_axis(op), np.asarray(piece)
         if op not in taps:
             taps[op] = np.zeros((*piece.shape[:axis], T, *piece.shape[axis + 1 :]), piece.dtype)
         for row, at in enumerate(start):
-            taps[op][_tokens(op, row, at, piece.shape[axis])] = piece[row]
+            np.copyto(taps[op][_tokens(op, row, at, piece.shape[axis])], piece[row], casting="no")
     return taps
 
 

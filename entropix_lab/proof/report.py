@@ -30,7 +30,8 @@ class Row:
     own_layer: the local view started from the other model's values. missing_inputs: the inputs of this op that the
     other model has no tap of, named as in OPS. truth_ratio: distance of both models from float64 over its limit; above
     1 the truth is wrong. meta_error, our_error: (median, worst) against float64, accumulated and local. max_abs, cosine
-    (the lowest) and worst_position, a (row, token) pair: ours against theirs, accumulated. nan: who has NaN, in words.
+    (the lowest) and worst_position, a (row, token) pair: ours against theirs, accumulated, of scores what neither
+    masks. nan: who has NaN, in words.
     """
 
     tap: str

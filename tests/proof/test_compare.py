@@ -238,8 +238,11 @@ def test_view_by_view_is_the_same(shallow, mode, monkeypatch):
     assert (abs(of_views(alone, "error") - of_views(together, "error")) <= of_views(together, "floor") + 1e-6).all()
 
 
-def test_a_function_on_trial_keeps_the_dtype(pair):
+def test_a_function_on_trial_keeps_the_dtype(pair, shallow):
     model, reference = pair
+    narrow_at_last = lambda x, weight, eps: rms_norm(x, weight, eps).astype("f4" if x.shape[1] > 1 else jnp.bfloat16)
+    with pytest.raises(ValueError, match="returns the dtype that it is given .TypeError"):
+        lab.compare(*shallow, TOKENS, "cached", replace={"rms_norm": narrow_at_last})
     narrow = lambda x, weight, eps: rms_norm(x, weight, eps).astype(jnp.bfloat16)
     with pytest.raises(ValueError, match=r"layers\.0\.attention_norm: ours is bfloat16, expected float32"):
         lab.compare(model, reference, TOKENS, replace={"rms_norm": narrow})
@@ -323,10 +326,10 @@ def test_taps_from_a_file_and_not_all_of_them(pair, tmp_path):
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
 def test_rows_of_different_lengths(shallow, mode):
     model, reference = shallow
-    rows = [TOKENS[0], TOKENS[0, 5:12]]
+    rows = [TOKENS[0], TOKENS[0, 5:12], TOKENS[0, 3:20]]
     report = lab.compare(model, reference, rows, mode)
-    assert report.passed and report.output.positions == 24 + 7
-    padded = np.zeros((2, 24), np.int32)
+    assert report.passed and report.output.positions == 24 + 7 + 17
+    padded = np.zeros((3, 24), np.int32)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     taps = reference.taps(padded)

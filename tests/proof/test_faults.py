@@ -32,7 +32,7 @@ def judged(pair):
     return {}
 
 
-# of which controls make their own ids: those of C14 and C15 are then of one shape
+# What controls with ids of their own make them from: those of C14 and C15 have one shape then.
 LONGER = np.resize(TOKENS, (1, 100))
 
 

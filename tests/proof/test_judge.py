@@ -12,7 +12,7 @@ from entropix_lab.llama import model as forward
 from entropix_lab.llama.model import rms_norm
 from entropix_lab.proof import truth
 from entropix_lab.proof.faults import FAULTS
-from entropix_lab.proof.measure import Samples, relative_error
+from entropix_lab.proof.measure import Samples, direct_of, relative_error
 from entropix_lab.proof.passes import whole_taps
 
 pytestmark = pytest.mark.in_haste
@@ -156,6 +156,21 @@ def test_numbers_whose_square_is_none():
     y = np.random.default_rng(0).normal(size=(1, 4, 8)).astype(np.float32)
     for scale in (1e20, 1e-20):
         assert np.allclose(relative_error("x", y * 1.01 * np.float32(scale), y * np.float32(scale)), 0.01, rtol=1e-3)
+
+
+def test_what_no_ratio_can_say():
+    number, zero, infinite, nan = (np.full((1, 1, 2), x, np.float32) for x in (3, 0, np.inf, np.nan))
+    of = lambda x, y: relative_error("x", x, y).item()
+    assert (of(number, zero), of(zero, zero), of(infinite, number)) == (1, 0, np.inf)
+    assert np.isnan([of(nan, zero), of(number, nan), of(infinite, infinite)]).all()
+
+
+def test_nan_under_a_mask_is_named():
+    y = np.ones((1, 1, 2, 2), np.float32)
+    y[0, 0, 0, 1] = -np.inf
+    x = np.where(y < 0, np.float32(np.nan), y)
+    direct = direct_of({"attention.scores": x}, {"attention.scores": y})["attention.scores"]
+    assert direct.nan_ours.tolist() == [[True, False]] and not direct.nan_theirs.any()
 
 
 def test_one_mask_or_another():
