@@ -227,12 +227,12 @@ def test_what_is_read_from_the_row_beside_is_named(shallow, shift):
 
 
 @pytest.mark.parametrize("mode", ["prefill", "cached"])
-def test_view_by_view_is_the_same(shallow, mode, monkeypatch):
+def test_view_by_view_is_the_same(pair, mode, monkeypatch):
     """As long texts go, for their memory."""
     prompts, wrong = [TWO_ROWS[0], TWO_ROWS[1, :9]], {"rms_norm": lambda x, weight, eps: rms_norm(x, weight, 1e-3)}
-    together = lab.compare(*shallow, prompts, mode)
+    together = lab.compare(*pair, prompts, mode)
     monkeypatch.setattr(comparison, "TOGETHER", 1)
-    alone, faulty = lab.compare(*shallow, prompts, mode), lab.compare(*shallow, prompts, mode, replace=wrong)
+    alone, faulty = lab.compare(*pair, prompts, mode), lab.compare(*pair, prompts, mode, replace=wrong)
     assert alone.passed and together.passed and faulty.first_divergence.tap == FIRST_NORM
     np.testing.assert_allclose(of_views(alone, "limit"), of_views(together, "limit"), rtol=0.5)
     assert (abs(of_views(alone, "error") - of_views(together, "error")) <= of_views(together, "floor") + 1e-6).all()
