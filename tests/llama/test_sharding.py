@@ -37,13 +37,13 @@ def folder(tiny_checkpoint):
 
 
 def test_two_processes_are_one(folder):
-    """But for the comparison with Meta's model, which 10_scale runs in two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     both = [start(folder, "float32", "dirichlet", 1, 2, 1, i, port) for i in range(2)]
     one, first, second = map(result, [start(folder, "float32", "dirichlet", 1, 1, 1), *both])
-    assert first == second and first["tokens"] == one["tokens"]
+    assert first == second
+    assert first["tokens"] == one["tokens"] and first["verdict"] == one["verdict"] == PASSED
     for found, want in zip(first["trace"] + first["causes"], one["trace"] + one["causes"], strict=True):
         for a, b in zip(found, want, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
