@@ -49,7 +49,9 @@ def relative_error(name, x, y) -> np.ndarray:
     the largest error times sqrt(V)/5 counts too. The largest of so many rounding errors is about five times their root
     mean square.
     """
-    return _relative(name, *_seen(name, x, y))
+    x, y, same = _seen(name, x, y)
+    with np.errstate(invalid="ignore"):  # what is infinite is reported as such
+        return _relative(name, x - y, _norm(name, y), same)
 
 
 def _seen(name, x, y):
@@ -63,13 +65,11 @@ def _seen(name, x, y):
     return *(np.where((dead_x | dead_y) & ~np.isnan(z), 0, z) for z in (x, y)), same
 
 
-def _relative(name, x, y, same):
-    with np.errstate(invalid="ignore"):  # what is infinite is reported as such
-        off = x - y
-        error, size = _norm(name, off), _norm(name, y)
-        if name == "output":
-            error = np.maximum(error, np.abs(off).max(-1) * (y.shape[-1] ** 0.5 / 5))
-        return np.where(same, error / np.where(size == 0, np.where(error == 0, 1, error), size), np.inf)
+def _relative(name, off, norm_y, same):
+    error = _norm(name, off)
+    if name == "output":
+        error = np.maximum(error, np.abs(off).max(-1) * (off.shape[-1] ** 0.5 / 5))
+    return np.where(same, error / np.where(norm_y == 0, np.where(error == 0, 1, error), norm_y), np.inf)
 
 
 def _norm(name, x):
@@ -78,9 +78,8 @@ def _norm(name, x):
 
 def _products(name, x, y):
     """The scalar product of x and y at every position."""
-    if name.endswith((".scores", ".probs")):
-        return np.einsum("rhts,rhts->rt", x, y)
-    return np.einsum("rtd,rtd->rt", *(z.reshape(*z.shape[:2], -1) for z in (x, y)))
+    axes, summed = list(range(x.ndim)), over(name, x)
+    return np.einsum(x, axes, y, axes, [axis for axis in axes if axis not in summed])
 
 
 def over(name, x):
@@ -120,13 +119,13 @@ def direct_of(ours, theirs) -> dict[str, Direct]:
 
 def _direct(name, x, y):
     x, y, same = _seen(name, x, y)
-    norm_x, norm_y = _norm(name, x), _norm(name, y)
-    largest = lambda z: np.abs(z).max(over(name, z))
+    norm_x, norm_y, axes = _norm(name, x), _norm(name, y), over(name, x)
+    largest = lambda z: np.abs(z).max(axes)
     with np.errstate(invalid="ignore"):
+        off, nan = x - y, (np.isnan(norm_x), np.isnan(norm_y))
         cosine = _products(name, x, y) / np.maximum(norm_x * norm_y, 1e-74)
-        share, size = largest(y) / np.maximum(norm_y, 1e-37), math.prod(x.shape[axis] for axis in over(name, x))
-        nan = np.isnan(norm_x), np.isnan(norm_y)
-        return Direct(_relative(name, x, y, same), largest(x - y), cosine, share, *nan, size)
+        share, size = largest(y) / np.maximum(norm_y, 1e-37), math.prod(x.shape[axis] for axis in axes)
+        return Direct(_relative(name, off, norm_y, same), largest(off), cosine, share, *nan, size)
 
 
 def ratios(samples, ours, theirs, largest):
