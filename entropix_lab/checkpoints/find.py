@@ -64,22 +64,24 @@ def _plain(name) -> str:
 
 
 def _find_by_name(name) -> Path:
-    from llama_models.sku_list import all_registered_models
-
     repo, _, revision = name.partition("@")
     root = Path(os.environ.get("LLAMA_MODELS_CONFIG_DIR", "~/.llama")).expanduser() / "checkpoints"
+    may_be_official = "/" not in repo or repo.startswith("meta-llama/")
+    if may_be_official and not revision:
+        for folder in sorted(root.glob("*")):
+            if folder.is_dir() and _plain(folder.name) == _plain(repo):
+                return _known(folder)
+    if folder := _cached(repo, revision):
+        return _known(folder)
+    from llama_models.sku_list import all_registered_models  # only for other spellings, and to say what is wrong
+
     # of two namesakes, the one that can be read
     models = sorted(all_registered_models(), key=lambda m: not _why_not(m))
     models = {_plain(spelling): m for m in models for spelling in (m.huggingface_repo, m.descriptor())}
-    official = models.get(_plain(repo)) if "/" not in repo or repo.startswith("meta-llama/") else None
+    official = models.get(_plain(repo)) if may_be_official else None
     if official and (reason := _why_not(official)):
         raise CheckpointError(f"{name}: {reason}. Expected a text model of the Llama 3 family in bfloat16.")
-    repos = [repo]
-    if "/" not in repo or official:
-        metas = [f for f in sorted(root.glob("*")) if f.is_dir() and _plain(f.name) == _plain(repo)]
-        if metas and not revision:
-            return _known(metas[0])
-        repos = [official.huggingface_repo, official.huggingface_repo.replace("/", "/Meta-")] if official else []
+    repos = [official.huggingface_repo, official.huggingface_repo.replace("/", "/Meta-")] if official else []
     for candidate in repos:
         if folder := _cached(candidate, revision):
             return _known(folder)
