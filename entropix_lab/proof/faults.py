@@ -6,7 +6,6 @@ stay silent; none of them is one of the variants that set the floor.
 """
 
 from dataclasses import replace as changed
-from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +16,15 @@ from ..llama.model import (
     apply_rotary_emb,
     at_least_float32,
     attend,
-    head,
     linear,
     positions_and_mask,
     rms_norm,
-    softmax,
     transformer,
     write_rows,
 )
 from ..llama.rope import precompute_freqs_cis
-from ..llama.weights import LayerWeights
+from . import faulty
 from .controls import CONTROLS as CONTROLS
-from .passes import replaced
 from .trials import Fault
 
 
@@ -49,152 +45,9 @@ def _layers(change):
     return lambda model: _weights(layer_weights=of(model.config))(model)
 
 
-def _without_the_last_tile(x, w):
-    """A product that leaves out the last eighth of its sum."""
-    kept = x.shape[-1] * 7 // 8
-    return linear(x[..., :kept], w[:, :kept])
-
-
-def _products_in_tf32(x, w):
-    """What a GPU makes of float32 unless it is told otherwise: ten bits of fraction in, float32 sums."""
-    if x.dtype != jnp.float32:
-        return linear(x, w)
-    return linear(*(jax.lax.reduce_precision(z, exponent_bits=8, mantissa_bits=10) for z in (x, w)))
-
-
-def _partial_sums_rounded(x, w):
-    """Sums cut into four, whose parts meet in x's dtype."""
-    a, b, c, d = (linear(*part) for part in zip(jnp.split(x, 4, -1), jnp.split(w, 4, -1), strict=True))
-    return a + b + c + d
-
-
-def _in_single_steps(product):
-    """A product that only a step of one token takes."""
-    return lambda x, w: product(x, w) if x.shape[1] == 1 else linear(x, w)
-
-
-def _products_in_bfloat16(x, w):
-    return linear(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)).astype(x.dtype)
-
-
-def _tf32_from_the_middle_on(x, w):
-    half = x.shape[1] // 2
-    return jnp.concatenate([linear(x[:, :half], w), _products_in_tf32(x[:, half:], w)], 1)
-
-
-class _LayerInTF32(LayerWeights):
-    def qkv(self, linear, x):
-        return tuple(_products_in_tf32(x, w) for w in (self.wq, self.wk, self.wv))
-
-    def gate_up(self, linear, x):
-        return _products_in_tf32(x, self.w1), _products_in_tf32(x, self.w3)
-
-
-def _first_w2_and_a_noisy_layer(weights):
-    layers, i = list(weights.layer_weights), len(weights.layer_weights) // 2
-    layers[0], layers[i] = layers[0]._replace(w2=layers[0].w2 * (1 + 2e-4)), _LayerInTF32(*layers[i])
-    return tuple(layers)
-
-
-def _with_dropout(config):
-    """Another mask for every program, as a generator's state at tracing gives it."""
-    masks = np.random.default_rng(0)
-
-    def dropout(scores):
-        probs = softmax(scores)
-        return probs * jnp.asarray((masks.random(probs.shape[1:]) > 0.1) / 0.9, probs.dtype)
-
-    return {"softmax": dropout}
-
-
-def _loop_with_a_bfloat16_table(*args):
-    with replaced([("precompute_freqs_cis", _table_in_bfloat16)]):
-        return transformer(*args)
-
-
-def _key_caches_swapped(*args):
-    x, cache = transformer(*args)
-    k, i = list(cache.k), len(cache.k) // 2
-    k[0], k[i] = k[i], k[0]
-    return x, cache._replace(k=tuple(k))
-
-
-def _one_logit(weights, config, x, tap):
-    return head(
-        weights, config, x, lambda name, z: tap(name, z.at[..., 198 % z.shape[-1]].add(20) if name == "output" else z)
-    )
-
-
-def _rms_norm_over_the_batch(x, weight, eps):
-    x32 = at_least_float32(x)
-    mean = jnp.mean(x32 * x32, (0, -1), keepdims=True)
-    return (x32 * jax.lax.rsqrt(mean + eps)).astype(x.dtype) * weight
-
-
-def _merge_on_the_wrong_axis(w):
-    """Two shards of a matrix that was split by rows, laid side by side."""
-    return jnp.concatenate(jnp.split(w, 2, axis=0), axis=1).reshape(w.shape)
-
-
-def _twice_the_layer_before(weights):
-    layers, i = list(weights.layer_weights), len(weights.layer_weights) // 2
-    layers[i] = layers[i - 1]
-    return tuple(layers)
-
-
-def _untied(weights):
-    shape, dtype = weights.output.shape, weights.output.dtype
-    return (jax.random.normal(jax.random.key(0), shape) * jnp.std(at_least_float32(weights.output))).astype(dtype)
-
-
-def _rope_in_halves(x, cos, sin):
-    x1, x2 = jnp.split(x.astype(cos.dtype), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1).astype(x.dtype)
-
-
-@lru_cache
-def _only_queries_rotate(config):
-    rotate = lambda x, cos, sin: x if x.shape[2] == config.n_kv_heads else apply_rotary_emb(x, cos, sin)
-    return {"apply_rotary_emb": rotate}
-
-
-def _table_in_bfloat16(config, end, dtype=np.float32):
-    return tuple(t.astype(jnp.bfloat16).astype(dtype) for t in precompute_freqs_cis(config, end, dtype))
-
-
-def _rms_norm_in_bfloat16(x, weight, eps):
-    low = x.astype(jnp.bfloat16)
-    return (low * jax.lax.rsqrt(jnp.mean(low * low, -1, keepdims=True) + eps)).astype(x.dtype) * weight
-
-
-def _gain_before_the_cast(x, weight, eps):
-    x32 = at_least_float32(x)
-    return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, -1, keepdims=True) + eps) * at_least_float32(weight)).astype(
-        x.dtype
-    )
-
-
-def _mask(sees):
-    """positions_and_mask with another mask: sees(slots [S], positions [B,1,1,T,1], start_pos, T) -> mask."""
-
-    def replacement(config, T, start_pos, S, dtype):
-        positions = (start_pos[:, None] + jnp.arange(T))[:, None, None, :, None]
-        mask = sees(jnp.arange(S), positions, start_pos[:, None, None, None, None], T)
-        freqs_cis, right = positions_and_mask(config, T, start_pos, S, dtype)
-        return freqs_cis, jnp.broadcast_to(mask, right.shape)
-
-    return {"positions_and_mask": replacement}
-
-
-def _gap_after_the_prompt(config, T, start_pos, S, dtype):
-    freqs_cis, _ = positions_and_mask(config, T, start_pos + (start_pos > 0), S + 1, dtype)
-    return freqs_cis, positions_and_mask(config, T, start_pos, S, dtype)[1]
-
-
 FAULTS = (
     Fault("F01", "RoPE pairs (j, j + H/2) with Meta's weights", "layers.0.attention.xq_rope",
-          replace={"apply_rotary_emb": _rope_in_halves}, seen="transformers 25199"),
+          replace={"apply_rotary_emb": faulty.rope_in_halves}, seen="transformers 25199"),
     Fault("F02", "Hugging Face's permuted wq and wk taken for Meta's", "layers.0.attention.wq",
           _layers(lambda w, c: w._replace(wq=to_halves(w.wq, c.head_dim), wk=to_halves(w.wk, c.head_dim))),
           seen="llama2.c 286"),
@@ -207,18 +60,18 @@ FAULTS = (
           lambda m: _config(rope_theta=m.config.rope_theta / 10)(m)),
     Fault("F06", "RoPE turns the other way", "layers.0.attention.xq_rope",
           replace={"apply_rotary_emb": lambda x, cos, sin: apply_rotary_emb(x, cos, -sin)}),
-    Fault("F07", "keys not rotated", "layers.0.attention.xk_rope", replace=_only_queries_rotate),
+    Fault("F07", "keys not rotated", "layers.0.attention.xk_rope", replace=faulty.only_queries_rotate),
     Fault("F08", "RoPE table in bfloat16", "layers.0.attention.xq_rope",
-          replace={"precompute_freqs_cis": _table_in_bfloat16}, seen="transformers 29285, 25681"),
+          replace={"precompute_freqs_cis": faulty.table_in_bfloat16}, seen="transformers 29285, 25681"),
     Fault("F09", "positions from 1 on", "layers.0.attention.xq_rope",
           replace={"precompute_freqs_cis": lambda config, end, dtype=np.float32: tuple(
               t[1:] for t in precompute_freqs_cis(config, end + 1, dtype))}, seen="transformers 33095"),
     Fault("F10", "norm_eps 1e-6 for 1e-5", "layers.0.attention_norm", _config(norm_eps=1e-6),
           seen="lit-llama 339, llama.cpp 2384"),
     Fault("F11", "RMSNorm computed in bfloat16", "layers.0.attention_norm",
-          replace={"rms_norm": _rms_norm_in_bfloat16}, seen="levanter 606"),
+          replace={"rms_norm": faulty.rms_norm_in_bfloat16}, seen="levanter 606"),
     Fault("F12", "RMSNorm's gain before the cast", "layers.0.attention_norm",
-          replace={"rms_norm": _gain_before_the_cast}, needs="bfloat16"),
+          replace={"rms_norm": faulty.gain_before_the_cast}, needs="bfloat16"),
     Fault("F13", "1 + gain for the gain", "layers.0.attention_norm",
           replace={"rms_norm": lambda x, weight, eps: rms_norm(x, 1 + weight, eps)}),
     Fault("F14", "the mean subtracted, as in LayerNorm", "layers.0.attention_norm",
@@ -232,11 +85,12 @@ FAULTS = (
     Fault("F17", "scores divided by H, not by its root", "layers.0.attention.scores",
           replace={"attend": lambda q, k, v, mask, tap: attend(q / q.shape[3] ** 0.5, k, v, mask, tap)}),
     Fault("F18", "causal mask off by one", "layers.0.attention.scores",
-          replace=_mask(lambda slots, positions, start, T: slots <= positions + 1)),
+          replace=faulty.mask(lambda slots, positions, start, T: slots <= positions + 1)),
     Fault("F19", "causal mask missing", "layers.0.attention.scores",
-          replace=_mask(lambda slots, positions, start, T: slots < start + T)),
+          replace=faulty.mask(lambda slots, positions, start, T: slots < start + T)),
     Fault("F20", "causal mask aligned top left in a cached piece", "layers.0.attention.scores",
-          replace=_mask(lambda slots, positions, start, T: slots <= positions - start), mode="cached", seen="mlx 370"),
+          replace=faulty.mask(lambda slots, positions, start, T: slots <= positions - start), mode="cached",
+          seen="mlx 370"),
     Fault("F21", "softmax in bfloat16", "layers.0.attention.probs",
           replace={"softmax": lambda s: jax.nn.softmax(s.astype(jnp.bfloat16), axis=-1).astype(s.dtype)},
           seen="transformers 25420"),
@@ -244,9 +98,9 @@ FAULTS = (
           replace={"write_rows": lambda slots, rows, start, axis: write_rows(
               slots, rows.astype(jnp.bfloat16).astype(rows.dtype), start, axis)}, needs="float32", seen="entropix"),
     Fault("F23", "a stale cache slot attended", "layers.0.attention.scores",
-          replace=_mask(lambda slots, positions, start, T: slots <= positions + (start > 0)), mode="cached"),
+          replace=faulty.mask(lambda slots, positions, start, T: slots <= positions + (start > 0)), mode="cached"),
     Fault("F24", "a gap of one position after the prompt", "layers.0.attention.xq_rope",
-          replace={"positions_and_mask": _gap_after_the_prompt}, mode="cached", seen="entropix"),
+          replace={"positions_and_mask": faulty.gap_after_the_prompt}, mode="cached", seen="entropix"),
     Fault("F25", "wo transposed", "layers.0.attention.wo", _layers(lambda w, c: w._replace(wo=w.wo.T))),
     Fault("F26", "w1 and w3 swapped", "layers.0.feed_forward.w1", _layers(lambda w, c: w._replace(w1=w.w3, w3=w.w1))),
     Fault("F27", "GELU for SiLU", "layers.0.feed_forward.w2",
@@ -254,39 +108,41 @@ FAULTS = (
     Fault("F28", "final norm missing", "norm",
           replace={"head": lambda weights, config, x, tap: tap(
               "output", at_least_float32(linear(tap("norm", x), weights.output)))}, seen="llama-models 172"),
-    Fault("F29", "output head not tied where it should be", "output", _weights(output=_untied), seen="keras-hub 1895"),
+    Fault("F29", "output head not tied where it should be", "output", _weights(output=faulty.untied),
+          seen="keras-hub 1895"),
     Fault("F30", "vocabulary shifted by one", "tok_embeddings",
           _weights(tok_embeddings=lambda w: jnp.roll(w.tok_embeddings, 1, axis=0))),
     Fault("F31", "two shards of wq merged on the wrong axis", "layers.0.attention.wq",
-          _layers(lambda w, c: w._replace(wq=_merge_on_the_wrong_axis(w.wq)))),
+          _layers(lambda w, c: w._replace(wq=faulty.merge_on_the_wrong_axis(w.wq)))),
     Fault("F32", "one layer's weights used twice", "layers.{middle}.attention_norm",
-          _weights(layer_weights=_twice_the_layer_before)),
+          _weights(layer_weights=faulty.twice_the_layer_before)),
     Fault("F33", "the last tile of every product missing", "layers.0.attention.wq",
-          replace={"linear": _without_the_last_tile}),
-    Fault("F34", "products in TF32", "layers.0.attention.wq", replace={"linear": _products_in_tf32}, needs="float32"),
+          replace={"linear": faulty.without_the_last_tile}),
+    Fault("F34", "products in TF32", "layers.0.attention.wq",
+          replace={"linear": faulty.products_in_tf32}, needs="float32"),
     Fault("F35", "partial sums of products in bfloat16", "layers.0.attention.wq",
-          replace={"linear": _partial_sums_rounded}, needs="bfloat16"),
+          replace={"linear": faulty.partial_sums_rounded}, needs="bfloat16"),
     Fault("F36", "products in TF32 in steps of one token", "layers.0.attention.wq",
-          replace={"linear": _in_single_steps(_products_in_tf32)}, mode="cached", needs="float32"),
+          replace={"linear": faulty.in_single_steps(faulty.products_in_tf32)}, mode="cached", needs="float32"),
     Fault("F37", "products in TF32 from the middle of the text on", "layers.0.attention.wq",
-          replace={"linear": _tf32_from_the_middle_on}, needs="float32"),
+          replace={"linear": faulty.tf32_from_the_middle_on}, needs="float32"),
     Fault("F38", "products in bfloat16 in steps of one token", "layers.0.attention.wq",
-          replace={"linear": _in_single_steps(_products_in_bfloat16)}, mode="cached", needs="float32"),
+          replace={"linear": faulty.in_single_steps(faulty.products_in_bfloat16)}, mode="cached", needs="float32"),
     Fault("F39", "partial sums in bfloat16 in steps of one token", "layers.0.attention.wq",
-          replace={"linear": _in_single_steps(_partial_sums_rounded)}, mode="cached", needs="bfloat16"),
-    Fault("F40", "dropout left on", "layers.0.attention.probs", replace=_with_dropout),
+          replace={"linear": faulty.in_single_steps(faulty.partial_sums_rounded)}, mode="cached", needs="bfloat16"),
+    Fault("F40", "dropout left on", "layers.0.attention.probs", replace=faulty.with_dropout),
     Fault("F41", "embeddings scaled in the loop over the layers", "tok_embeddings",
           replace={"transformer": lambda weights, *args: transformer(
               weights._replace(tok_embeddings=weights.tok_embeddings * 1.01), *args)}),
     Fault("F42", "RoPE table in bfloat16 in the loop over the layers", "layers.0.attention.xk_rope",
-          replace={"transformer": _loop_with_a_bfloat16_table}),
+          replace={"transformer": faulty.loop_with_a_bfloat16_table}),
     Fault("F43", "the key caches of two layers swapped", "layers.0.attention.xk_rope",
-          replace={"transformer": _key_caches_swapped}, mode="cached"),
-    Fault("F44", "one logit of the vocabulary 20 too high", "output", replace={"head": _one_logit}),
+          replace={"transformer": faulty.key_caches_swapped}, mode="cached"),
+    Fault("F44", "one logit of the vocabulary 20 too high", "output", replace={"head": faulty.one_logit}),
     Fault("F45", "w2 of layer 0 times 1.0002, and a later layer in TF32", "layers.0.feed_forward.w2",
-          _weights(layer_weights=_first_w2_and_a_noisy_layer), needs="float32"),
+          _weights(layer_weights=faulty.first_w2_and_a_noisy_layer), needs="float32"),
     Fault("F46", "RMSNorm averages over the batch", "layers.0.attention_norm",
-          replace={"rms_norm": _rms_norm_over_the_batch}),
+          replace={"rms_norm": faulty.rms_norm_over_the_batch}),
     Fault("F47", "the first row's positions for all rows", "layers.0.attention.xq_rope",
           replace={"positions_and_mask": lambda config, T, start_pos, S, dtype: positions_and_mask(
               config, T, jnp.full_like(start_pos, start_pos[0]), S, dtype)}, mode="cached"),
