@@ -99,7 +99,7 @@ class Comparison:
 
     def _checked(self, name, value):
         value = checked(name, value, tap_shape(name, self.model.config, *self.tokens.shape))
-        # of numbers the first that were computed speak: one operation in bfloat16 further on is for the report to name
+        # a whole port in low precision is refused at its first computed tap; a later op of it is the report's to name
         computed = not self.computed and name != "tok_embeddings"
         self.computed |= computed
         if self.model.dtype == "float32" and (low := low_precision(value, computed)):
@@ -138,8 +138,8 @@ class Comparison:
 
     def _views(self, who, part):
         """(views, forced): what runs as one batch, and the rows in which every op reads theirs. With ours go the
-        streams that the forward as it is used hands to its layers. An unrelated row is before the first view and, if a
-        function goes round, behind the last: what is read from a row beside is then wrong in one of them."""
+        streams that the forward as it is used hands to its layers. Pass puts an unrelated row before the first view, so
+        that a function which reads the row beside it is wrong there; where it reads round the end, in the last."""
         views = ("op", "whole", *part[:-1]) if who == "ours" and len(part) > 1 else part
         return views, np.repeat([view == "op" for view in views], self.B)
 
@@ -163,8 +163,8 @@ class Comparison:
             if self.plain == "ours":
                 raise
             raise ValueError(
-                f"with functions of model.py replaced, {who} does not run: a function on trial takes what the one of "
-                f"model.py takes and returns the dtype that it is given ({type(error).__name__}: {error})"
+                f"a replaced function fails in the run {who!r} ({type(error).__name__}: {error}): it must take the "
+                "arguments of the function of model.py that it stands for, and return the dtype that it is given"
             ) from error
 
     def _run_head(self, who, part):
@@ -176,6 +176,7 @@ class Comparison:
         taps = of_views(taps, self.B, views, part)
         if who == "ours" and "accumulated" in part:
             # the forward as it is used, one program: its logits stand for those that went layer by layer
+            taps["by layer"] = taps["output"]
             taps["output"] = np.concatenate([self.whole["output"], taps["output"][self.B :]])
         return taps
 
@@ -189,11 +190,14 @@ class Comparison:
 
         true = lambda part: pick(found.result()[part][1])
         for part in self.parts:
-            ours, key, plain = pick(run("ours", part)), (part, self.groups), None
+            taps, key, plain = run("ours", part), (part, self.groups), None
+            ours, by_layer = pick(taps), taps.get("by layer")
             known = self.judged.get(key)
             known = known if known and theirs.keys() <= known.dtypes.keys() else None
             if known is None or known.plain is None:
                 plain = ours if self.plain == "ours" else pick(run("plain", part))
+                if plain is ours and by_layer is not None and "output" in ours:  # as the logits of the variants
+                    plain = ours | {"output": by_layer}
                 known = self._judge(part, plain, lambda who: pick(run(who, part)), true, known)  # noqa: B023
             self.judged[key], theirs_off = known, errors(theirs, true(part))
             ours_off = known.plain if plain is ours else errors(ours, true(part))
