@@ -9,8 +9,7 @@ import numpy as np
 
 from ..llama.model import at_least_float32
 from ..llama.sharding import gathered
-from .report import Output
-from .words import ATOL, RTOL
+from .report import ATOL, RTOL, Output
 
 UNIT = float(jnp.finfo(jnp.float32).eps)
 
@@ -143,7 +142,8 @@ def ratios(samples, ours, theirs, largest):
 
 
 def low_precision(x, numbers) -> str:
-    """The name of the narrower dtype of a tap [B,T,...], or if asked of what its numbers fit; "" where it has none."""
+    """The name of the narrower dtype of a tap [B,T,...], or, where numbers, that of the dtype which holds
+    all of them; "" where it has none."""
     if x.dtype in (jnp.float16, jnp.bfloat16):
         return str(x.dtype)
     if not numbers or x.dtype != np.float32:

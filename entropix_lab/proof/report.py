@@ -75,6 +75,7 @@ class Row:
         return self.limit_ratio <= 1
 
 
+RTOL, ATOL = 1e-3, 1e-2  # of the task's allclose on the logits
 # An argmax may differ where the margin is within this many times the noise of its two logits; the KL divergence of the
 # worst position may be this many times that of correct variants, as the square of the factor for errors.
 MARGIN, KL = 3, 36
@@ -84,7 +85,7 @@ MARGIN, KL = 3, 36
 class Output:
     """The logits, ours against Meta's: the task's allclose, argmax agreement, KL(Meta || ours) in nats with the largest
     of correct variants (kl_floor), overlap of the five likeliest tokens; and wherever the argmax differs Meta's margin
-    between the two tokens with what rounding does to their difference."""
+    between the two tokens with what rounding does to their difference. rtol, atol: of the allclose."""
 
     allclose: bool
     meta_allclose_to_truth: bool
@@ -97,15 +98,20 @@ class Output:
     kl_floor: float
     top5_overlap: float
 
+    rtol: float = RTOL
+    atol: float = ATOL
+
     @property
-    def faults(self) -> tuple[str, ...]:
-        """In words: argmaxes that are no ties, and a KL above that of correct variants."""
+    def margins_too_large(self) -> tuple[float, ...]:
+        """The margins of argmaxes that differ and are no ties."""
         pairs = zip(self.margins_where_different, self.noise_where_different, strict=True)
-        wide = [margin for margin, noise in pairs if not margin <= MARGIN * noise]
-        found = (f"{len(wide)} argmaxes differ by more than rounding (margin {max(wide):.2g})",) if wide else ()
-        if not self.kl_max <= KL * self.kl_floor + 1e-9:
-            found += (f"KL is {self.kl_max:.1e} nats where correct variants have {self.kl_floor:.1e}",)
-        return found
+        return tuple(margin for margin, noise in pairs if not margin <= MARGIN * noise)
+
+    @property
+    def kl_too_large(self) -> bool:
+        return not self.kl_max <= KL * self.kl_floor + 1e-9
+
+    faults = property(words.faults_of)
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +136,7 @@ class Report:
     @property
     def suspects(self) -> tuple[Row, ...]:
         """All operations that are wrong by themselves, the furthest first: on the other model's own inputs they differ
-        by more than rounding. An operation that only inherits an error is not here, nor one with an untapped input."""
+        by more than rounding. An operation that only inherits an error is not here, nor one that lacks an input."""
         wrong = [row for row in self.rows if row.own_input and row.op.limit_ratio > 1]
         return tuple(sorted(wrong, key=lambda row: -row.op.limit_ratio))
 

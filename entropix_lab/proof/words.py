@@ -5,8 +5,6 @@ import numpy as np
 from .. import verdict
 from .taps import OPS, OUTER_OPS, full_name, split
 
-RTOL, ATOL = 1e-3, 1e-2  # of the task's allclose on the logits
-
 
 def verdict_of(report) -> str:
     """One line of bounds and counts, PASS or FAIL first, stable enough to be committed."""
@@ -15,7 +13,7 @@ def verdict_of(report) -> str:
     missing = f" ({total - len(report.rows)} were not compared)" if total > len(report.rows) else ""
     claims = [f"{within} of {total} taps within rounding of {report.theirs}{missing}"]
     if out:
-        close = f"allclose(rtol={RTOL:g}, atol={ATOL:g}) {yes(out.allclose)}"
+        close = f"allclose(rtol={out.rtol:g}, atol={out.atol:g}) {yes(out.allclose)}"
         if report.dtype == "bfloat16":
             close += f" ({report.theirs} own bfloat16 against float64: {yes(out.meta_allclose_to_truth)})"
         claims += [
@@ -31,6 +29,16 @@ def verdict_of(report) -> str:
     where = report.first_divergence
     claims.append("first divergence: " + (where.tap if where else "none"))
     return verdict.line(report.passed, f"{report.name} {report.dtype}", *claims)
+
+
+def faults_of(output) -> tuple[str, ...]:
+    """What is wrong with the logits by themselves: argmaxes that are no ties, a KL above that of correct variants."""
+    found = ()
+    if wide := output.margins_too_large:
+        found += (f"{len(wide)} argmaxes differ by more than rounding (margin {max(wide):.2g})",)
+    if output.kl_too_large:
+        found += (f"KL is {output.kl_max:.1e} nats where correct variants have {output.kl_floor:.1e}",)
+    return found
 
 
 def explain(report) -> str:
@@ -52,7 +60,8 @@ def explain(report) -> str:
         elif report.output.faults:
             lines.append("Of the logits by themselves: " + "; ".join(report.output.faults) + ".")
         elif not report.passed and not off:
-            lines.append(f"Only allclose(rtol={RTOL:g}, atol={ATOL:g}) on the logits fails.")
+            out = report.output
+            lines.append(f"Only allclose(rtol={out.rtol:g}, atol={out.atol:g}) on the logits fails.")
         return "\n".join(lines)
     layer, op = split(row.tap)
     what, reads = (OPS | OUTER_OPS)[op]
@@ -101,12 +110,12 @@ def _distance(row) -> str:
     elif any(not e <= at for e, at in zip(view.error, view.limit, strict=True)):
         amount = (
             f"{_amount(view.error)} from the reference's. Rounding explains {_amount(view.floor)}, the limit is "
-            f"{_amount(view.limit)}: {view.limit_ratio:.3g} times too much."
+            f"{_amount(view.limit)}; the error is {_times(view.limit_ratio)} its limit."
         )
     else:
         amount = (
-            f"{view.error_ratio[0]:.3g} times further from float64 than the reference is at the median position, "
-            f"{view.error_ratio[1]:.3g} times at the worst."
+            f"{_times(view.error_ratio[0])} further from float64 than the reference is at the median position, "
+            f"{_times(view.error_ratio[1])} at the worst."
         )
     return f"{where.capitalize()} ours is {amount}"
 
@@ -135,6 +144,10 @@ def html(report) -> str:
 
 def _amount(error):
     return f"{error[0]:.1e} (median position) to {error[1]:.1e} (worst)"
+
+
+def _times(x: float) -> str:
+    return f"{x:,.0f} times" if x >= 100 else f"{x:.3g} times"
 
 
 def _bound(x: float) -> str:
