@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .cpu_weights import decode_weights
+from .cpu_weights import DecodeWeights, decode_weights
 from .llama.config import LlamaConfig
 from .llama.weights import XfmrWeights
 from .tokenizer import Tokenizer, why_no_tokenizer
@@ -41,7 +41,7 @@ class Model:
         return str(self.weights.tok_embeddings.dtype)
 
     @cached_property
-    def decode_weights(self) -> XfmrWeights:
+    def decode_weights(self) -> XfmrWeights | DecodeWeights:
         """The weights as generation uses them (see cpu_weights.decode_weights), made once."""
         return decode_weights(self.weights)
 

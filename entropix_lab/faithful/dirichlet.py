@@ -15,7 +15,6 @@ from jax.scipy.special import digamma, gammaln, polygamma
 
 TINY = 1e-8
 POLICIES = ("argmax", "inlier", "dirichlet", "out of distribution")
-QUADRANTS = ("LELV", "HELV", "LEHV", "HEHV")
 
 
 class State(NamedTuple):

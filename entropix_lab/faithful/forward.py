@@ -263,6 +263,7 @@ class Effect(NamedTuple):
 
 
 def effect(right, found) -> Effect:
+    """The Effect of found logits [n,V] beside the right ones."""
     p, q = jax.nn.log_softmax(right), jax.nn.log_softmax(found)
     kl = jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1))
     changed = right.argmax(-1) != found.argmax(-1)

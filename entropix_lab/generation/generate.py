@@ -1,4 +1,4 @@
-"""Multi-token generation: prefill and decode are one compiled step, rows of a batch are independent of each other."""
+"""Multi-token generation by the three programs of step.py; rows of a batch are independent of each other."""
 
 import codecs
 import time
@@ -67,9 +67,8 @@ def generate(
 
     prompts: a text; token ids [T], as a list or an array of NumPy, JAX or PyTorch; ids [B,T], a prompt to each row; or
     a list of texts and ids. A row's randomness depends on its own seed and step, not on its place. In float32 each row
-    gives the tokens that it would give alone (but for ties, see Generation). In bfloat16 that holds of greedy decoding
-    alone: products of another batch size round differently, by a step of 2**-8 where it shows, and a sampled row may
-    become another sample, as good as the first. Within batches of one shape and length it stays the same.
+    gives the tokens that it would give alone (but for ties, see Generation). In bfloat16 only greedy decoding does:
+    logits round differently in a batch of another size, and a sampled row may become another, equally good sample.
     seed: from 0 to 2**32 - 1, one for all rows, or one to each (``seed=range(8)`` with eight times the same prompt
     gives eight samples).
     stream: True prints the text as it comes, rows one below the other; or a function (row, text). Either gets whole
@@ -226,6 +225,7 @@ def parts_of(trace) -> tuple[str, ...] | None:
 
 
 def check(rows, max_new_tokens, max_seq_len):
+    """Raise ValueError as generate says."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
     for i, row in enumerate(rows):

@@ -20,8 +20,7 @@ def prefill(run, weights, config, rows):
     the row's last token in it. T is PIECE, or for short rows the power of two that holds them. The last piece of every
     row ends with the row: it begins within the piece before it where the length asks for that, and a row shorter than
     others reads its last piece several times. The cache has the slots that the pieces so far need, so that memory for
-    scores grows with the length, not with its square. What lies beyond a row's end is padding, which nothing reads
-    before it is overwritten.
+    scores grows with the length, not with its square. Padding beyond a row's end is overwritten before it is read.
     """
     lengths = np.array([len(row) for row in rows], np.int32)
     T = min(bucket(lengths.max(), SMALLEST_PROMPT), PIECE)
@@ -56,8 +55,7 @@ def bucket(n, least) -> int:
 
 
 def cache_slots(n) -> int:
-    """How many slots a cache for n tokens has: every token reads them all, so a power of two would be too many, and for
-    every size a program is compiled. A multiple of its eighth."""
+    """Slots of a cache for n tokens, by eighths of a power of two: a token reads all slots, and a size is a program."""
     part = max(SMALLEST_CACHE, bucket(n, SMALLEST_CACHE) // 8)
     return -(-int(n) // part) * part
 

@@ -23,7 +23,7 @@ class LayerWeights(NamedTuple):
         return linear(x, self.wq), linear(x, self.wk), linear(x, self.wv)
 
     def gate_up(self, linear, x):
-        """The two branches of SwiGLU, [B,T,F] each: w1 of x, and w3 of x."""
+        """The two halves of SwiGLU, [B,T,F] each: w1 of x, and w3 of x."""
         return linear(x, self.w1), linear(x, self.w3)
 
     def attention_out(self, linear, x):

@@ -41,9 +41,10 @@ def compare(model, reference, prompts, mode="prefill", replace=None, judged=None
     the right; padding is not compared. mode: "cached" runs ours as a prompt, a piece of several tokens and two single
     ones through the KV cache, against the other's single pass; rows then need five tokens. replace: {name: function}
     in place of functions of model.py, in ours alone: another formula, or a bug on trial. The floor and the truth keep
-    the originals. "linear" may take x and w alone: where several devices have parts of a sum, those of wo and w2, it is
-    given them in float32, so that the sum is rounded once, after the parts have been added. judged: an empty dict for
-    several comparisons that differ in replace alone: what is not on trial then runs once.
+    the originals. "linear" may take x and w alone. (Where a sum over wo or w2 is spread over devices, it then gets x
+    and w in float32, and the sum of all parts is rounded once.)
+    judged: hand the same dict, empty at first, to comparisons that differ in replace alone: what is not on trial then
+    runs once.
 
     Memory: both models, one layer's taps of seven runs (up to 256 tokens in all views at once), the stream after every
     layer, and the logits of every run.

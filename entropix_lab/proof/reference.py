@@ -49,7 +49,7 @@ def load_reference(path, dtype="float32", device=None, max_seq_len=2048, max_bat
 
 
 def get_local_llama_logits(tokens, path, dtype="float32") -> np.ndarray:
-    """Meta's logits in one pass: token ids [T] or [B,T] -> [B,T,V] float32."""
+    """Meta's logits in one pass: token ids [T] or [B,T] -> [B,T,V] float32. path and errors as in load_reference."""
     tokens = np.atleast_2d(tokens)
     return load_reference(path, dtype, max_seq_len=tokens.shape[1], max_batch_size=tokens.shape[0]).logits(tokens)
 

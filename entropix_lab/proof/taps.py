@@ -16,8 +16,8 @@ i counts layers):
     layers.i                                         [B,T,D]    the stream after the layer
     norm, output                                     [B,T,D], [B,T,V]  the final RMSNorm, the logits
 
-This is also the order of execution. Query head n reads key/value head n // (N/K). Floats, of float32 at most; they are
-compared in float64.
+This is also the order of execution. Query head n reads key/value head n // (N/K). Values are floats, float64 is
+rounded to float32; they are compared in float64.
 """
 
 import jax

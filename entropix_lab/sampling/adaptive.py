@@ -230,7 +230,8 @@ NUMBERS = {
 
 
 def adaptive(version: str = "cceeb84", **changes) -> Adaptive:
-    """The threshold sampler with the numbers after a revision ("cceeb84" or "9d41be6") and what is changed of them."""
+    """The threshold sampler with the numbers after a revision ("cceeb84" or "9d41be6") and what is changed of them, by
+    the names of Adaptive's fields. Raises ValueError for another revision and for an unknown quadrant."""
     if version not in NUMBERS:
         raise ValueError(f"version {version!r} is unknown: there are {', '.join(NUMBERS)}")
     sampler = Adaptive(**NUMBERS[version] | changes)

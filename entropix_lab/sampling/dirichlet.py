@@ -224,5 +224,6 @@ class Dirichlet:
 
 
 def dirichlet(vocab_size: int | None = None, **changes) -> Dirichlet:
-    """The Dirichlet sampler; without a vocab_size it takes that of the tokenizer that it is bound to."""
+    """The Dirichlet sampler; without a vocab_size it takes that of the tokenizer that it is bound to. changes: by the
+    names of Dirichlet's fields."""
     return Dirichlet(vocab_size=vocab_size, **changes)

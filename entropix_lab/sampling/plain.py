@@ -15,6 +15,8 @@ static = partial(field, metadata={"static": True})
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Greedy:
+    """What greedy() makes. Called with logits [B,V] it returns (tokens [B], state, what it reports)."""
+
     def init(self, batch):
         return ()
 
@@ -25,6 +27,8 @@ class Greedy:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Sample:
+    """What sample() and the cuts make. It reports kept [B], the number of tokens that could be drawn."""
+
     temperature: float = 1.0
     top_k: int | None = static(default=None)
     top_p: float | None = None
@@ -107,7 +111,7 @@ def sample(temperature=1.0, top_k=None, top_p=None, min_p=None, top_n_sigma=None
 
 
 def temperature(t: float) -> Sample:
-    """A draw from softmax(logits / t)."""
+    """A draw from softmax(logits / t). This and the cuts below raise ValueError as sample does."""
     return sample(t)
 
 
