@@ -3,6 +3,8 @@
 24 tokens of a text as a prompt, the other 21 one by one, each given; beside the same forward without the deviation.
 """
 
+import argparse
+
 import entropix_lab as lab
 from entropix_lab.faithful import forward
 
@@ -14,9 +16,13 @@ WITHOUT = {"write_rows": forward.cast_to_the_cache}  # whose keys may lie in a w
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="a name or a folder")
+    parser.add_argument("--dtype", nargs="+", default=("float32", "bfloat16"), choices=("float32", "bfloat16"))
+    args = parser.parse_args()
     print(lab.verdict.environment())
-    for dtype in ("float32", "bfloat16"):
-        model = lab.load_model("SmolLM2-135M-Instruct", dtype)
+    for dtype in args.dtype:
+        model = lab.load_model(args.model, dtype)
         tokens = model.encode(TEXT)
         after = lambda m, functions, gap=0: forward.teacher_forced(m, tokens, 24, functions, gap)[1]  # noqa: B023
         right = after(model, WITHOUT)

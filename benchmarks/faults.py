@@ -25,8 +25,7 @@ import numpy as np
 import entropix_lab as lab
 from entropix_lab.proof.faults import CONTROLS, FAULTS
 from entropix_lab.proof.passes import whole_taps
-from entropix_lab.proof.report import VIEWS
-from entropix_lab.proof.words import ATOL, RTOL
+from entropix_lab.proof.report import ATOL, RTOL, VIEWS
 
 SECTIONS = ("clean", "controls", "sensitivity", "faults")
 LENGTHS = (16, 50, 320)
@@ -35,9 +34,9 @@ TWENTY = [16] * 15 + [50] * 4 + [320]
 
 
 class Bench:
-    def __init__(self, dtype, folder, lengths):
-        self.lengths = lengths
-        self.model = lab.load_model("SmolLM2-135M-Instruct", dtype)
+    def __init__(self, name, dtype, folder, lengths, faults):
+        self.lengths, self.named = lengths, faults
+        self.model = lab.load_model(name, dtype)
         self.reference = lab.load_reference(self.model.path, dtype, max_seq_len=640, max_batch_size=16)
         scaled = lab.demo.write_random_checkpoint(folder, lab.demo.TINY, dtype=dtype)
         self.scaled = lab.load_model(scaled, dtype), lab.load_reference(scaled, dtype)
@@ -80,7 +79,7 @@ class Bench:
     def faults(self):
         for n in self.lengths:
             judged = {}
-            for fault in FAULTS:
+            for fault in (f for f in FAULTS if f.name in self.named):
                 if fault.needs not in ("", "scaled RoPE", self.model.dtype):
                     continue
                 model, reference = (self.model, self.reference) if fault.exists_in(self.model) else self.scaled
@@ -148,22 +147,29 @@ def main():
     parser.add_argument(
         "--lengths", nargs="+", type=int, default=LENGTHS, choices=LENGTHS, help="of the faults' prompts"
     )
+    names = [fault.name for fault in FAULTS]
+    parser.add_argument("--names", nargs="+", default=names, choices=names, metavar="F01", help="some of the faults")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="a name or a folder")
+    parser.add_argument(
+        "--outputs", type=lambda x: Path(x).absolute(), default=lab.verdict.outputs_dir(), help="the folder to write to"
+    )
     args = parser.parse_args()
     for dtype in args.dtype:
         with tempfile.TemporaryDirectory() as tmp:
-            bench, name = Bench(dtype, Path(tmp) / "tiny-scaled", args.lengths), f"faults_{dtype}.json"
-            path = lab.verdict.outputs_dir() / name
+            bench = Bench(args.model, dtype, Path(tmp) / "tiny-scaled", args.lengths, args.names)
+            path = args.outputs / f"faults_{dtype}.json"
             data = json.loads(path.read_text()) if path.exists() else {}
             for section in args.only:
                 started, rows = time.perf_counter(), []
                 if section == "faults":
-                    rows = [row for row in data.get(section, []) if row["tokens"] not in args.lengths]
+                    anew = lambda row: row["tokens"] in args.lengths and row["name"] in args.names
+                    rows = [row for row in data.get(section, []) if not anew(row)]
                 data |= {section: rows, "environment": lab.verdict.environment(dtype=dtype)}
                 for row in getattr(bench, section)():
                     rows.append(row)
                     print(json.dumps(row), flush=True)
                     data[f"{section}_seconds"] = round(time.perf_counter() - started)
-                    lab.verdict.write_json(name, data)
+                    lab.verdict.write_json(path, data)
 
 
 if __name__ == "__main__":

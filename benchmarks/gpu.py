@@ -321,6 +321,9 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="tiny sizes on whatever there is: outputs/gpu_tiny.json")
     names = [p.__name__ for p in POINTS]
     parser.add_argument("--only", nargs="+", choices=names, help="some points, and machine: outputs/gpu_part.json")
+    parser.add_argument(
+        "--outputs", type=lambda x: Path(x).absolute(), default=lab.verdict.outputs_dir(), help="the folder to write to"
+    )
     args = parser.parse_args()
     sizes, found = Sizes(args.tiny), {}
     name = "gpu_tiny.json" if args.tiny else "gpu_part.json" if args.only else "gpu.json"
@@ -334,7 +337,7 @@ def main():
         if point is machine and result.get("platform") == "cpu" and not args.tiny:
             sys.exit("JAX found no GPU, and on a CPU this takes hours. For trying the script: --tiny")
         # written after every point: what was measured stays if the machine goes
-        file = lab.verdict.write_json(name, found)
+        file = lab.verdict.write_json(args.outputs / name, found)
     failed = [name for name, result in found.items() if '"error"' in json.dumps(result)]
     took, good = time.perf_counter() - sizes.started, len(found) - len(failed)
     print(f"{file}: {good} of {len(found)} points whole in {took:.0f} s; something failed in: {failed}")

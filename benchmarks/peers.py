@@ -264,9 +264,9 @@ def machine() -> dict:
     }
 
 
-def measured(peers, batch, position, rounds, count, rng) -> list[dict]:
-    """A row to each peer."""
-    tokens = rng.integers(3, 49152, (batch, position))
+def measured(peers, tokens, rounds, count) -> list[dict]:
+    """A row to each peer, for prompts of tokens [B,T]."""
+    batch, position = tokens.shape
     first, rates, start = {}, {p.name: [] for p in peers}, {}
     for peer in peers:
         peer.use(peer.reading)
@@ -309,8 +309,13 @@ def main():
     parser.add_argument("--positions", type=int, nargs="+", default=[64, 512, 2000])
     parser.add_argument("--peers", nargs="+", default=[kind.name for kind in KINDS[1:]], help="those beside ours")
     parser.add_argument("--json", action="store_true", help="keep the rows in outputs/peers.json")
+    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="a name or a folder")
+    parser.add_argument(
+        "--outputs", type=lambda x: Path(x).absolute(), default=lab.verdict.outputs_dir(), help="the folder to write to"
+    )
     args = parser.parse_args()
-    path = lab.checkpoint.find_checkpoint("SmolLM2-135M-Instruct")
+    path = lab.checkpoint.find_checkpoint(args.model)
+    vocabulary = lab.load_config(path).vocab_size
     peers, rng = [], np.random.default_rng(0)
     where = machine()
     when = {"date": datetime.date.today().isoformat(), "gb_per_s": round(lab.timing.memory_bandwidth() / 1e9, 1)}
@@ -320,34 +325,37 @@ def main():
         try:
             with lab.verdict.peak_memory() as peak:
                 started = time.perf_counter()
-                peer = kind(path, args.dtype, max(args.batches), max(args.positions), more)
+                peer = kind(path, args.dtype, max(args.batches), max(64, *args.positions), more)
                 loaded = time.perf_counter() - started
-                peer.start(rng.integers(3, 49152, (1, 16)))
+                peer.start(rng.integers(3, vocabulary, (1, 16)))
                 peer.decode(4)
         except ImportError as error:
             print(f"left out: {kind.name} ({error})")
             continue
         peer.reading = os.cpu_count()
         if kind is not Ours:
-            prompt = rng.integers(3, 49152, (1, 64))
+            prompt = rng.integers(3, vocabulary, (1, 64))
             peer.reading = best_threads(peer, lambda peer=peer, prompt=prompt: peer.start(prompt))
         memory = f"peak anonymous memory {peak['bytes'] / 1e6:5.0f} MB"
         print(f"{kind.name:22} loads in {loaded:5.1f} s, {memory}, reads with {peer.reading} threads", flush=True)
         peers.append(peer)
     for batch, position in [(b, p) for b in args.batches for p in args.positions]:
-        rows = measured(peers, batch, position, args.rounds, args.tokens, rng)
+        tokens = rng.integers(3, vocabulary, (batch, position))
+        rows = measured(peers, tokens, args.rounds, args.tokens)
         print(*map(json.dumps, rows), sep="\n", flush=True)
         if args.json:
-            keep([{"dtype": args.dtype, **row, **when} for row in rows], where)
+            keep([{"dtype": args.dtype, **row, **when} for row in rows], where, args.outputs / "peers.json")
 
 
-def keep(rows, where):
-    """Put rows into outputs/peers.json, where they take the place of rows of the same dtype, batch and position."""
-    file = lab.verdict.outputs_dir() / "peers.json"
-    old = json.loads(file.read_text())["rows"] if file.exists() else []
+def keep(rows, where, file):
+    """Put rows into outputs/peers.json, where they take the place of rows of the same dtype, batch, position and peer.
+    Those stay there as "earlier": what the same case gave in another process."""
+    old = json.loads(file.read_text()) if file.exists() else {"rows": []}
     key = lambda row: (row["dtype"], row["batch"], row["position"], row["peer"])
-    new = {key(row): row for row in [*old, *rows]}
-    lab.verdict.write_json("peers.json", {"machine": where, "rows": [new[k] for k in sorted(new)]})
+    new = {key(row): row for row in [*old["rows"], *rows]}
+    earlier = old.get("earlier", []) + [row for row in old["rows"] if row is not new[key(row)]]
+    kept = {"rows": [new[k] for k in sorted(new)], "earlier": sorted(earlier, key=key)}
+    lab.verdict.write_json(file, {"machine": where, **kept})
 
 
 if __name__ == "__main__":

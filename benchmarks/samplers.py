@@ -19,6 +19,7 @@ branching at forks several continuations, and the best of as many whole answers 
 import argparse
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -53,12 +54,12 @@ class Study:
         self.model = lab.load_model(args.model, args.dtype)
         test, tuning = lab.tasks.split(args.tasks, args.seed, args.task_file)
         self.tasks = {"test": test, "tuning": tuning}
-        settings = {k: v for k, v in vars(args).items() if k not in ("name", "first")}
+        settings = {k: v for k, v in vars(args).items() if k not in ("name", "first", "parts", "outputs")}
         kinds = {part: [task.kind for task in tasks] for part, tasks in self.tasks.items()}
         head = {"settings": settings, "environment": lab.verdict.environment(), "seconds": 0, "kinds": kinds}
         self.data = {}
         for name, empty in ((args.name, {"runs": {}}), (f"{args.name}_forks", {"tasks": []})):
-            path = lab.verdict.outputs_dir() / f"{name}.json"
+            path = args.outputs / f"{name}.json"
             self.data[name] = json.loads(path.read_text()) if path.exists() else head | empty
             if self.data[name]["settings"] != settings:
                 raise SystemExit(
@@ -78,7 +79,7 @@ class Study:
         else:
             rows = lines(f"  {json.dumps(task, separators=(',', ':'))}" for task in data["tasks"])
             body.append(f'"tasks": [\n{rows}\n]')
-        file = lab.verdict.outputs_dir() / f"{name}.json"
+        file = self.args.outputs / f"{name}.json"
         partial = file.with_name(file.name + ".partial")
         partial.write_text("{\n" + lines(body) + "\n}\n")
         partial.replace(file)
@@ -219,15 +220,19 @@ def main():
     parser.add_argument("--max-new-tokens", type=int, default=24)
     parser.add_argument("--system", default="Answer briefly.", help="the system message")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default="samplers", help="of the files in outputs/")
+    parser.add_argument("--name", default="samplers", help="of the files")
+    parser.add_argument(
+        "--outputs", type=lambda x: Path(x).absolute(), default=lab.verdict.outputs_dir(), help="the folder to write to"
+    )
     parser.add_argument(
         "--first", type=int, default=None, help="all parts on so many tasks, then on a block more, and so on"
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="those that run, in the order above")
     study = Study(parser.parse_args())
     tasks = study.args.tasks
     for limit in (*range(study.args.first or tasks, tasks, BLOCK), tasks):
         study.limit = limit
-        for part in PARTS:
+        for part in (p for p in PARTS if p in study.args.parts):
             getattr(study, part)()
             study.write(study.args.name)
 
