@@ -241,12 +241,13 @@ def test_view_by_view_is_the_same(pair, mode, monkeypatch):
 def test_a_function_on_trial_keeps_the_dtype(pair, shallow):
     model, reference = pair
     narrow_at_last = lambda x, weight, eps: rms_norm(x, weight, eps).astype("f4" if x.shape[1] > 1 else jnp.bfloat16)
-    with pytest.raises(ValueError, match="returns the dtype that it is given .TypeError"):
+    with pytest.raises(ValueError, match="(?s)fails in the run '.*' .TypeError.*return the dtype that it is given"):
         lab.compare(*shallow, TOKENS, "cached", replace={"rms_norm": narrow_at_last})
     narrow = lambda x, weight, eps: rms_norm(x, weight, eps).astype(jnp.bfloat16)
     with pytest.raises(ValueError, match=r"layers\.0\.attention_norm: ours is bfloat16, expected float32"):
         lab.compare(model, reference, TOKENS, replace={"rms_norm": narrow})
-    with pytest.raises(ValueError, match="replaced, whole does not run: .* takes what the one of model.py takes"):
+    takes = "(?s)fails in the run 'whole' .TypeError.* must take the arguments of the function of model.py"
+    with pytest.raises(ValueError, match=takes):
         lab.compare(model, reference, TOKENS, replace={"rms_norm": lambda x, weight: x})
     with pytest.raises(ValueError, match=r"layers\.0\.attention\.probs: ours is bfloat16, expected float32"):
         lab.compare(model, reference, TOKENS, replace={"softmax": lambda s: jax.nn.softmax(s.astype(jnp.bfloat16), -1)})
@@ -424,12 +425,31 @@ def test_the_limit_is_where_it_says(pair, tap):
 def test_figures_are_drawn(pair):
     model, reference = pair
     report = lab.compare(model, reference, TOKENS)
-    assert len(lab.plots.layer_diff(report)) == 3
-    lab.plots.three_views(report, "layers.1.attention.wq")
-    lab.plots.op_noise({"ours": {op: report[f"layers.1.{op}".rstrip(".")].op.error[0] for op in lab.taps.OPS}})
-    lab.plots.stream_norms(reference.taps(TOKENS))
-    lab.plots.tensor_sizes(model.config)
-    lab.plots.attention_map(reference.taps(TOKENS)["layers.0.attention.probs"][0], [str(t) for t in TOKENS[0]])
+    taps, layers, ops = reference.taps(TOKENS), range(model.config.n_layers), list(lab.taps.OPS)
+    same, row_of = np.testing.assert_array_equal, lambda i, op: report[f"layers.{i}.{op}".rstrip(".")]
+    whole, local, every = lab.plots.layer_diff(report)
+    for ax, view in ((whole, "accumulated"), (local, "local")):
+        same(ax.lines[2].get_ydata(), [getattr(row_of(i, ""), view).error[0] or np.nan for i in layers])
+    ratios = np.array([[row_of(i, op).op.limit_ratio for i in layers] for op in ops])
+    np.testing.assert_allclose(10 ** every.images[0].get_array(), np.clip(ratios, 0.01, 10), rtol=1e-9)
+    row = report["layers.1.attention.wq"]
+    bars = lab.plots.three_views(report, row.tap)[1].lines
+    for bar, dot, view in zip(bars[::2], bars[1::2], VIEWS, strict=True):
+        same(bar.get_xdata(), [getattr(row, view).floor[0], getattr(row, view).limit[0]])
+        same(dot.get_xdata(), max(getattr(row, view).error[0], 1e-12))
+    noise = {op: row_of(1, op).op.error[0] for op in ops}
+    same(lab.plots.op_noise({"ours": noise}).lines[0].get_xdata(), list(noise.values()))
+    first = [np.linalg.norm(taps[f"layers.{i}"][0, 0]) for i in layers]
+    np.testing.assert_allclose(lab.plots.stream_norms(taps).lines[0].get_ydata(), first, rtol=1e-6)
+    sizes = dict.fromkeys(("tok_embeddings", "w1, w2, w3", "wq, wo", "wk, wv", "norm"), 0)
+    for name, x in lab.weights.by_name(model.weights).items():
+        if name != "output.weight":  # the embeddings
+            sizes[next(kind for kind in sizes if any(part in name for part in kind.split(", ")))] += x.size / 1e6
+    widths = [bar.get_width() for bar in lab.plots.tensor_sizes(model.config).patches]
+    np.testing.assert_allclose(widths, list(sizes.values()), rtol=1e-9)
+    probs = taps["layers.0.attention.probs"][0]
+    for ax, of_head in zip(lab.plots.attention_map(probs, [str(t) for t in TOKENS[0]]).flat, probs, strict=False):
+        same(ax.images[0].get_array().filled(0), np.tril(of_head))
     plt.close("all")
 
 

@@ -13,11 +13,12 @@ pytestmark = pytest.mark.in_haste
 
 # one row: with several, what is wrong with one alone (F46, F48) would not show, and F47 without the stranger beside it
 TOKENS = np.random.default_rng(0).integers(0, 128, (1, 24))
-FAULTS = {f.name: f for f in faults.FAULTS}
+FAULTS, CONTROLS = ({f.name: f for f in several} for several in (faults.FAULTS, faults.CONTROLS))
 # What bfloat16 rounds away is the question there; the large ones are found in any dtype, but F33, whose terms depend on
 # the order of the sum, must not raise its own floor.
 SMALL = "F03 F08 F10 F11 F12 F21 F32 F33 F35 F39 F41 F42 F43 F44 F46 F47 F48".split()
 CASES = [("float32", f.name) for f in faults.FAULTS if f.needs != "bfloat16"] + [("bfloat16", name) for name in SMALL]
+CONTROL_CASES = [(d, c.name) for d in ("float32", "bfloat16") for c in faults.CONTROLS if c.needs in ("", d)]
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -52,19 +53,20 @@ def clean(pair):
     return lab.compare(*pair, TOKENS)
 
 
-@pytest.mark.parametrize("control", faults.CONTROLS, ids=lambda f: f.name)
-def test_correct_variants_are_silent(control, pair, judged, clean):
-    if not control.exists_in(pair[0]):
-        return
+@pytest.mark.parametrize(("pair", "name"), CONTROL_CASES, indirect=["pair"])
+def test_correct_variants_are_silent(name, pair, judged, clean):
+    control = CONTROLS[name]
+    assert control.exists_in(pair[0])
     report = next(control.reports(*pair, [LONGER if control.tokens else TOKENS], judged))
     assert report.passed, report.explain()
-    if control.tokens is None and len(report.rows) == len(clean.rows):
-        # a variant that computes the very same thing would prove nothing; rounding to bfloat16 hides most of them
+    if control.tokens is None and control.theirs is None:
+        # a variant that computes the very same thing would prove nothing
         changed = any(row.our_error != before.our_error for row, before in zip(report.rows, clean.rows, strict=True))
         # on a CPU, products do not depend on how they are cut; C06 is exact where dim is a power of four, as here; a
         # mask of another number moves no live score; 0.12 in haste rounds C02's products before it adds them, as ours
         same = ("C01", "C06", "C09", "C10", "C12", "C13") + (("C02",) if jax.__version_info__ >= (0, 12) else ())
-        assert changed or pair[0].dtype == "bfloat16" or control.name in same
+        # bfloat16 rounds every difference away but that of the table, which a turn multiplies by the position
+        assert changed or (name in same if pair[0].dtype == "float32" else name != "C03")
 
 
 def test_a_fault_leaves_nothing_behind(pair, clean):

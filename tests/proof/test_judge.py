@@ -1,4 +1,4 @@
-"""The ways past a comparison: each made it pass, or fail for no reason, before its principle was in place."""
+"""What could deceive a comparison, or make it fail for no reason, does neither."""
 
 import dataclasses
 

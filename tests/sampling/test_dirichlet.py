@@ -102,7 +102,7 @@ class TestFit:
             assert np.abs(alpha / alpha.sum() - exact / exact.sum()).sum() / 2 < 1e-3
 
 
-class TestTune:
+class TestTemperatureForEntropy:
     @pytest.mark.parametrize("target", [0.05, 0.7, 2.0, 4.0])
     def test_reaches_the_entropy(self, target):
         logp = log_probs(
