@@ -49,16 +49,16 @@ def _of_a_prompt(model, position, batch, repeats):
     return median_seconds(one, repeats)
 
 
-def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
-    """Seconds of one decoding step at a position, and of what it is made of, the fastest of the repeats.
+def parts(model, position: int, batch: int = 1, repeats: int = 15) -> dict[str, float]:
+    """Seconds of one decoding step of batch rows at a position, and of what it is made of, the fastest of the repeats.
 
-    "products": of a token with the matrices of all layers, as a program of its own; "head": the final norm and the
-    output matrix, likewise; "cache": what the step takes beyond one at position 0; "rest": what that one takes beyond
-    products and head (norms, RoPE, attention to the token itself, the sampler, the start of each operation); "step":
-    the whole.
+    "products": of a token of each row with the matrices of all layers, as a program of its own; "head": the final norm
+    and the output matrix, likewise; "cache": what the step takes beyond one at position 0; "rest": what that one takes
+    beyond products and head (norms, RoPE, attention to the token itself, the sampler, the start of each operation);
+    "step": the whole.
     """
     weights, config = model.decode_weights, model.config
-    x = jnp.ones((1, 1, config.dim), model.dtype)
+    x = jnp.ones((batch, 1, config.dim), model.dtype)
 
     @jax.jit
     def products(layers, x):
@@ -72,7 +72,7 @@ def parts(model, position: int, repeats: int = 15) -> dict[str, float]:
     of_head = jax.jit(lambda weights, x: head(weights, config, x, no_tap))
     of_products = median_seconds(lambda: products(weights.layer_weights, x), repeats, np.min)
     of_output = median_seconds(lambda: of_head(weights, x), repeats, np.min)
-    start, whole = (_of_a_step(model, at, 1, repeats, np.min) for at in (0, position))
+    start, whole = (_of_a_step(model, at, batch, repeats, np.min) for at in (0, position))
     cache, rest = max(0.0, whole - start), max(0.0, start - of_products - of_output)
     return {"products": of_products, "head": of_output, "cache": cache, "rest": rest, "step": whole}
 

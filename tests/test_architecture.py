@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "entropy": {"llama", "sampling", "colours"},
     "generation": {"llama", "sampling", "entropy", "compiler"},
     "timing": {"llama", "sampling", "generation"},
-    "evaluation": {"llama", "sampling", "entropy", "generation", "timing"},
+    "evaluation": {"sampling", "entropy", "generation", "timing"},
     "proof": {"llama", "cpu_weights", "checkpoints", "generation", "compiler", "verdict"},
-    "faithful": {"llama", "sampling", "entropy", "generation", "compiler"},
+    "faithful": {"llama", "compiler"},
     "plots": {"sampling", "entropy", "evaluation", "proof", "colours"},
 }
 
@@ -56,6 +56,19 @@ def test_arrows_run_one_way(file):
     room = file.relative_to(PACKAGE).with_suffix("").parts[0]
     others = {name[0] for name in imports(file)} - {room}
     assert others <= MAY_IMPORT[room], f"{room} may not import {sorted(others - MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize(("room", "allowed"), [("llama", {"jax", "numpy"}), ("sampling", {"jax"})])
+def test_the_core_needs_jax_and_little_else(room, allowed):
+    """Of third parties, also inside functions."""
+    found = set()
+    for file in (PACKAGE / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    assert found - set(sys.stdlib_module_names) == allowed
 
 
 def test_nothing_runs_in_a_circle():
