@@ -13,6 +13,7 @@ import pytest
 import entropix_lab as lab
 from entropix_lab.checkpoints.demo import DEMO_MODEL, demo_folder
 from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
+from entropix_lab.tokenizer import SMOLLM2_SPECIAL, rank_lines
 
 matplotlib.use("Agg")
 
@@ -38,11 +39,17 @@ def programs(request):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """A factory of random checkpoints in Meta's format: (changes of TINY, options of the writer) -> folder."""
+    """A factory of random checkpoints in Meta's format: (changes of TINY, options of the writer) -> folder.
 
-    def make(dtype="float32", shards=1, tied=True, seed=0, **params):
-        folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
-        return write_random_checkpoint(folder, TINY | params, seed, dtype, shards, tied)
+    texts: with a tokenizer.model of SmolLM2's family, whose tokens are the bytes and what spells " ..."."""
+
+    def make(dtype="float32", shards=1, tied=True, seed=0, texts=False, **params):
+        folder, tokenizer = tmp_path_factory.mktemp("checkpoint") / "tiny", None
+        if texts:
+            tokens, first = [*(bytes([b]) for b in range(256)), b"..", b"...", b" ..."], len(SMOLLM2_SPECIAL)
+            tokenizer = rank_lines({token: first + i for i, token in enumerate(tokens)})
+            params["vocab_size"] = first + len(tokens)
+        return write_random_checkpoint(folder, TINY | params, seed, dtype, shards, tied, tokenizer)
 
     return make
 

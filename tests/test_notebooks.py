@@ -1,6 +1,5 @@
 """The notebooks run on another model, with other parameters than their own, as papermill's command line gives them."""
 
-import base64
 import os
 import shlex
 import subprocess
@@ -9,8 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = {  # the longest first
@@ -32,13 +29,10 @@ def papermill(name, model, folder):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A random model without scaled RoPE whose tokens are bytes, SmolLM2's special ones and what spells " ..."."""
+def runs(tmp_path_factory, tiny_checkpoint):
+    """A random model without scaled RoPE whose tokens are bytes."""
     folder = tmp_path_factory.mktemp("notebooks")
-    tokens = [bytes([b]) for b in range(256)] + [b"..", b"...", b" ..."]
-    tokenizer = "".join(f"{base64.b64encode(t).decode()} {17 + i}\n" for i, t in enumerate(tokens)).encode()
-    params = TINY | dict(n_layers=4, vocab_size=17 + len(tokens), use_scaled_rope=False)
-    model = write_random_checkpoint(folder / "tiny", params, tokenizer_model=tokenizer)
+    model = tiny_checkpoint(texts=True, n_layers=4, use_scaled_rope=False)
     with ThreadPoolExecutor(2) as pool:
         yield {name: pool.submit(papermill, name, model, folder) for name in RUNS}
 

@@ -20,33 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import entropix_lab as lab
-from entropix_lab.checkpoints import find, sums, write
-from entropix_lab.checkpoints.safetensors import config_json, hugging_face_name, to_halves
+from entropix_lab.checkpoints import sums, write
+from entropix_lab.tokenizer import rank_lines
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 80))  # of each kind of folder; more with MUTATIONS=300
 MEMORY = 300e6  # bytes that no damage may ask for more than
-TOKENIZER = b"".join(b"%s %d\n" % (__import__("base64").b64encode(bytes([b])), i) for i, b in enumerate(range(256)))
+BYTES = {bytes([b]): b for b in range(256)}
 VOCABULARY = 256 + 256  # Llama 3's special tokens come after
-
-
-def hugging_face(folder, official):
-    """The same model as a Hugging Face folder of two shards."""
-    config = lab.load_config(official)
-    folder.mkdir(parents=True)
-    tensors = {}
-    for name, array in find.read_tensors(official, config):
-        tensor = torch.from_numpy(array.copy())
-        if name.endswith(("wq.weight", "wk.weight")):
-            tensor = to_halves(tensor, config.head_dim)
-        tensors[hugging_face_name(name)] = tensor.contiguous()
-    names, files = sorted(tensors), ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
-    where = {name: files[i >= len(names) // 2] for i, name in enumerate(names)}
-    for file in files:
-        safetensors.torch.save_file({n: tensors[n] for n in names if where[n] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
-    (folder / "config.json").write_text(json.dumps(config_json(config, tied=False)))
-    shutil.copy(official / "tokenizer.model", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +34,14 @@ def folders(tmp_path_factory):
     """{kind: (folder, what it loads)}: Meta's format with and without its checklist, Hugging Face's."""
     root = tmp_path_factory.mktemp("damage")
     params = write.TINY | dict(n_layers=1, dim=32, vocab_size=VOCABULARY)
-    make = lambda name: write.write_random_checkpoint(root / name, params, shards=2, tokenizer_model=TOKENIZER)
+    make = lambda name, tied=True: write.write_random_checkpoint(
+        root / name, params, shards=2, tied=tied, tokenizer_model=rank_lines(BYTES)
+    )
     kinds = {"checklist": make("checklist"), "crc": make("crc")}
     (kinds["crc"] / "checklist.chk").unlink()
-    kinds["safetensors"] = hugging_face(root / "safetensors", kinds["crc"])
+    kinds["safetensors"] = lab.save_hugging_face(
+        lab.load_model(make("untied", tied=False)), root / "safetensors", shards=2
+    )
     return {kind: (folder, lab.load_model(folder)) for kind, folder in kinds.items()}
 
 
@@ -100,10 +84,9 @@ def swap(a, b):
 P0, P1 = "consolidated.00.pth", "consolidated.01.pth"
 S0, S1 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
-NAN = lambda t: t["model.norm.weight"].__setitem__(3, float("nan"))
-OTHER_TOKENIZER = TOKENIZER + b"".join(
-    b"%s %d\n" % (__import__("base64").b64encode(b"%d" % i), 256 + i - 1000) for i in range(1000, 3000)
-)
+GAINS = "model.layers.0.post_attention_layernorm.weight"  # in S1
+NAN = lambda t: t[GAINS].__setitem__(3, float("nan"))
+OTHER_TOKENIZER = rank_lines(BYTES | {b"%d" % i: 256 + i - 1000 for i in range(1000, 3000)})
 DAMAGES = {  # name: (kind, what is done to the folder, what the error says)
     "truncated": ("crc", lambda f: os.truncate(f / P1, 5000), f"{P1}: expected a torch file of 5,000 bytes"),
     "truncated, checklist": ("checklist", lambda f: os.truncate(f / P1, 5000), f"{P1}: expected md5"),
@@ -129,10 +112,10 @@ DAMAGES = {  # name: (kind, what is done to the folder, what the error says)
     "checklist binary": ("checklist", lambda f: (f / "checklist.chk").write_bytes(b"\xff\0\n"), "expected lines of"),
     "dtype": (
         "safetensors",
-        lambda f: retensor(f / S1, lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.int32)})),
-        "norm.weight: expected a float of 16 bits or more, found torch.int32",
+        lambda f: retensor(f / S1, lambda t: t.update({GAINS: torch.ones(32, dtype=torch.int32)})),
+        f"{GAINS}: expected a float of 16 bits or more, found torch.int32",
     ),
-    "NaN": ("safetensors", lambda f: retensor(f / S1, NAN), "norm.weight: expected finite weights, found 1 of 32"),
+    "NaN": ("safetensors", lambda f: retensor(f / S1, NAN), f"{GAINS}: expected finite weights, found 1 of 32"),
     "params.json": ("crc", lambda f: edit(f / "params.json", dim=64), "expected shape"),
     "params.json, a billion layers": (
         "crc",
@@ -144,8 +127,8 @@ DAMAGES = {  # name: (kind, what is done to the folder, what the error says)
     "index names no file": ("safetensors", lambda f: (f / S1).unlink(), f"{S1}: named in {INDEX}, found nothing"),
     "index names no tensor": (
         "safetensors",
-        lambda f: retensor(f / S1, lambda t: t.pop("model.norm.weight")),
-        f"model.norm.weight is named in {INDEX} and is not in it",
+        lambda f: retensor(f / S1, lambda t: t.pop(GAINS)),
+        f"{GAINS} is named in {INDEX} and is not in it",
     ),
     "header lies about a shape": (
         "safetensors",

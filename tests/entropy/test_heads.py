@@ -9,27 +9,22 @@ import entropix_lab as lab
 SHARES = ("sink", "previous token", "same token", "induction")
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(tied=False))
-
-
-def test_random_text_twice(tiny, demo):
-    rows = lab.heads.repeated(tiny, length=20, rows=3, seed=1)
+def test_random_text_twice(tiny32, demo):
+    rows = lab.heads.repeated(tiny32, length=20, rows=3, seed=1)
     assert rows.shape == (3, 40) and (rows[:, :20] == rows[:, 20:]).all()
     assert all(len(set(row)) == 20 for row in rows.tolist()) and len(np.unique(rows, axis=0)) == 3
     special = set(demo.tokenizer.special_tokens.values())
     assert not special & set(lab.heads.repeated(demo, length=1000).ravel().tolist())
     with pytest.raises(ValueError, match="length must be from 2 to 128, the ordinary tokens of this model, found 129"):
-        lab.heads.repeated(tiny, length=129)
+        lab.heads.repeated(tiny32, length=129)
 
 
-def test_shares_are_of_the_probabilities(tiny):
+def test_shares_are_of_the_probabilities(tiny32):
     length = 12
-    shares = lab.heads.kinds(tiny, length, rows=2, seed=3)
-    tokens = lab.heads.repeated(tiny, length, rows=2, seed=3)
-    cache = lab.KVCache.new(tiny.config, 2, 2 * length)
-    taps = lab.xfmr_with_taps(tiny.weights, tiny.config, tokens, 0, cache)[2]
+    shares = lab.heads.kinds(tiny32, length, rows=2, seed=3)
+    tokens = lab.heads.repeated(tiny32, length, rows=2, seed=3)
+    cache = lab.KVCache.new(tiny32.config, 2, 2 * length)
+    taps = lab.xfmr_with_taps(tiny32.weights, tiny32.config, tokens, 0, cache)[2]
     assert tuple(shares) == SHARES == tuple(lab.heads.KINDS)
     for layer in range(3):
         p = np.asarray(taps[f"layers.{layer}.attention.probs"])  # [B,N,T,S]
@@ -39,17 +34,17 @@ def test_shares_are_of_the_probabilities(tiny):
             np.testing.assert_allclose(shares[kind][layer], np.mean(of, (0, 1)), atol=1e-6, err_msg=kind)
 
 
-def test_heads_that_were_built_are_found(tiny):
+def test_heads_that_were_built_are_found(tiny32):
     """Keys that are the queries of the same token: a head that looks at it where it came before."""
-    N, K, H, D = tiny.config.n_heads, tiny.config.n_kv_heads, tiny.config.head_dim, tiny.config.dim
-    first, *rest = tiny.weights.layer_weights
+    N, K, H, D = tiny32.config.n_heads, tiny32.config.n_kv_heads, tiny32.config.head_dim, tiny32.config.dim
+    first, *rest = tiny32.weights.layer_weights
     rng = np.random.default_rng(0)
     slow = np.zeros((H, D), np.float32)  # RoPE turns its last pairs least
     slow[-2:] = 12 * rng.standard_normal((2, D)) / np.sqrt(D)
     w = first._replace(wq=first.wq.at[:H].set(slow), wk=first.wk.at[:H].set(slow))
-    built = replace(tiny, weights=tiny.weights._replace(layer_weights=(w, *rest)))
+    built = replace(tiny32, weights=tiny32.weights._replace(layer_weights=(w, *rest)))
     assert N // K == 2
-    before, after = (lab.heads.kinds(m, 12)["same token"][0, 0] for m in (tiny, built))
+    before, after = (lab.heads.kinds(m, 12)["same token"][0, 0] for m in (tiny32, built))
     assert after > 1.5 * before
 
 
@@ -69,12 +64,12 @@ def test_tiles_are_the_heads():
     plt.close("all")
 
 
-def test_lens_in_words(tiny):
-    trace = lab.trace_text(tiny, [5, 17, 3, 99], lens=True)
+def test_lens_in_words(tiny32):
+    trace = lab.trace_text(tiny32, [5, 17, 3, 99], lens=True)
     ax = lab.plots.lens_words(trace)
     words = [text.get_text() for text in ax.texts]
     assert words == [f"<{trace.lens_tokens[t, layer, 0]}>" for layer in (0, 2) for t in range(3)]
     assert (ax.images[0].get_array() == trace.lens_rank[:, [0, 2]].T + 1).all()
     with pytest.raises(ValueError, match="no logit lens"):
-        lab.plots.lens_words(lab.trace_text(tiny, [5, 17, 3, 99]))
+        lab.plots.lens_words(lab.trace_text(tiny32, [5, 17, 3, 99]))
     plt.close("all")

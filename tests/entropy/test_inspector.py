@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
-from entropix_lab.checkpoints.write import TINY, write_random_checkpoint
 from entropix_lab.generation.branching import Branched, Fork
 
 pytestmark = pytest.mark.in_haste
@@ -157,11 +156,9 @@ def test_a_long_trace_is_shown_in_part(trace):
     assert "the first 400 of 600 tokens" in long._repr_html_()
 
 
-def test_what_is_branched_is_traced(tmp_path):
-    tokens = "".join(f"{base64.b64encode(bytes([b])).decode()} {17 + b}\n" for b in range(256)).encode()
-    folder = write_random_checkpoint(tmp_path / "tiny", TINY | dict(vocab_size=273), tokenizer_model=tokens)
+def test_what_is_branched_is_traced(tiny_checkpoint):
     options = dict(max_new_tokens=6, sampler=lab.samplers.greedy(), n=2, m=2, trace="attention")
-    (row,) = lab.branch(lab.load_model(folder), ["ab"], tied=0.3, **options)
+    (row,) = lab.branch(lab.load_model(tiny_checkpoint(texts=True)), ["ab"], tied=0.3, **options)
     assert row.trace.tokens.tolist() == row.tokens and len(row.trace.prompt_pieces) == len(row.prompt_tokens)
     np.testing.assert_allclose(row.trace.surprisal, -np.array(row.logprobs), atol=1e-5)
     assert row.forks and row.trace.attention_sources.shape[0] == len(row.tokens) and row.trace.lens_entropy is None

@@ -13,11 +13,6 @@ run = jax.jit(lab.xfmr, static_argnames="config", compiler_options=EXACT)
 run_with_taps = jax.jit(lab.xfmr_with_taps, static_argnames="config", compiler_options=EXACT)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def tiny(request, tiny_checkpoint):
-    return lab.load_model(tiny_checkpoint(request.param), request.param)
-
-
 def tokens_for(model, B, T, seed=0):
     return jnp.asarray(np.random.default_rng(seed).integers(0, model.config.vocab_size, (B, T)), jnp.int32)
 
