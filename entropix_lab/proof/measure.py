@@ -12,6 +12,7 @@ from ..llama.sharding import gathered
 from .report import ATOL, RTOL, Output
 
 UNIT = float(jnp.finfo(jnp.float32).eps)
+ENTRIES = 1 << 20  # of a tap that are widened at once
 
 
 class Samples:
@@ -35,6 +36,7 @@ class Samples:
         return float(errors[order[low]] + errors[order[high]]) / 2, worst
 
 
+SQUARE = ".scores", ".probs"  # [R,N,T,S]; all other taps have their positions second
 # A score so far below its row's largest weighs exp(-100) or less: masked, whatever stands there.
 DEAD, ALIVE = 100, 50
 
@@ -48,9 +50,23 @@ def relative_error(name, x, y) -> np.ndarray:
     the largest error times sqrt(V)/5 counts too. The largest of so many rounding errors is about five times their root
     mean square.
     """
-    x, y, same = _seen(name, x, y)
-    with np.errstate(invalid="ignore"):  # what is infinite is reported as such
-        return _relative(name, x - y, _norm(name, y), same)
+
+    def of(x, y):
+        x, y, same = _seen(name, x, y)
+        with np.errstate(invalid="ignore"):  # what is infinite is reported as such
+            return [_relative(name, x - y, _norm(name, y), same)]
+
+    return _by_positions(name, of, x, y)[0]
+
+
+def _by_positions(name, of, x, y):
+    """of(x, y), a list of arrays [R,t], for some positions t at a time: float64 copies of a whole tap of a long text
+    would take gigabytes, and longer than those that stay in a processor's cache."""
+    axis, x, y = 2 if name.endswith(SQUARE) else 1, np.asarray(x), np.asarray(y)
+    step = max(1, ENTRIES * x.shape[axis] // x.size)
+    cut = lambda z, i: z[(slice(None),) * axis + (slice(i, i + step),)]
+    parts = [of(cut(x, i), cut(y, i)) for i in range(0, x.shape[axis], step)]
+    return [np.concatenate(pieces, 1) for pieces in zip(*parts, strict=True)]
 
 
 def _seen(name, x, y):
@@ -83,7 +99,7 @@ def _products(name, x, y):
 
 def over(name, x):
     """The axes of a tap that belong to one position."""
-    return (1, 3) if name.endswith((".scores", ".probs")) else tuple(range(2, x.ndim))
+    return (1, 3) if name.endswith(SQUARE) else tuple(range(2, x.ndim))
 
 
 def errors(x, y) -> dict[str, np.ndarray]:
@@ -117,14 +133,17 @@ def direct_of(ours, theirs) -> dict[str, Direct]:
 
 
 def _direct(name, x, y):
-    x, y, same = _seen(name, x, y)
-    norm_x, norm_y, axes = _norm(name, x), _norm(name, y), over(name, x)
-    largest = lambda z: np.abs(z).max(axes)
-    with np.errstate(invalid="ignore"):
-        off, nan = x - y, (np.isnan(norm_x), np.isnan(norm_y))
-        cosine = _products(name, x, y) / np.maximum(norm_x * norm_y, 1e-74)
-        share, size = largest(y) / np.maximum(norm_y, 1e-37), math.prod(x.shape[axis] for axis in axes)
-        return Direct(_relative(name, off, norm_y, same), largest(off), cosine, share, *nan, size)
+    def of(x, y):
+        x, y, same = _seen(name, x, y)
+        norm_x, norm_y = _norm(name, x), _norm(name, y)
+        largest = lambda z: np.abs(z).max(over(name, z))
+        with np.errstate(invalid="ignore"):
+            off, nan = x - y, (np.isnan(norm_x), np.isnan(norm_y))
+            cosine = _products(name, x, y) / np.maximum(norm_x * norm_y, 1e-74)
+            share = largest(y) / np.maximum(norm_y, 1e-37)
+            return [_relative(name, off, norm_y, same), largest(off), cosine, share, *nan]
+
+    return Direct(*_by_positions(name, of, x, y), math.prod(x.shape[axis] for axis in over(name, x)))
 
 
 def ratios(samples, ours, theirs, largest):
