@@ -45,9 +45,13 @@ class Record:
         plain = {name: matched(self.curve, x) for name, x in target.items() if ends[0] <= x <= ends[1]}
         return {name: (line, paired(self.runs[name].accuracy, line.accuracy)) for name, line in plain.items()}
 
+    def off_curve(self, names) -> dict:
+        """{name: accuracy of each task less that of plain sampling of the same surprisal [n]}."""
+        return {name: self.runs[name].accuracy - line.accuracy for name, (line, _) in self.against_curve(names).items()}
+
     def differences(self, pairs) -> dict:
-        """{"a - b": Paired} of pairs of names."""
-        return {f"{a} - {b}": paired(self.runs[a].accuracy, self.runs[b].accuracy) for a, b in pairs}
+        """{"a against b": Paired} of pairs of names."""
+        return {f"{a} against {b}": paired(self.runs[a].accuracy, self.runs[b].accuracy) for a, b in pairs}
 
     def settings_of(self, sampler) -> dict:
         """{setting: Tallied} of the other tasks, as they were tried."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-RESAMPLES = 4000
+RESAMPLES, FLIPS = 4000, 100_000
 
 
 def interval(values, seed=0) -> tuple[float, float]:
@@ -50,9 +50,14 @@ class Paired:
     detectable: float
     tests: int = 1
 
+    @property
+    def said_p(self) -> str:
+        """p in words; what is smaller than its last digit is said to be so, and 1 / FLIPS is."""
+        return "p < 0.001" if self.p < 0.001 else f"p {self.p:.3f}"
+
     def __str__(self):
         bounds = f"[{self.low:+.3f}, {self.high:+.3f}]"
-        return f"{self.difference:+.3f} {bounds}, p {self.p:.3f}, detectable {self.detectable:.3f}"
+        return f"{self.difference:+.3f} {bounds}, {self.said_p}, detectable {self.detectable:.3f}"
 
 
 def paired(a, b, seed=0) -> Paired:
@@ -62,9 +67,18 @@ def paired(a, b, seed=0) -> Paired:
 
     of = lambda x: x.passed.mean(1) if hasattr(x, "passed") else np.asarray(x, float)
     d = of(a) - of(b)
-    flips = {"permutation_type": "samples", "n_resamples": RESAMPLES, "rng": np.random.default_rng(seed)}
-    p = stats.permutation_test((d,), np.mean, vectorized=True, **flips).pvalue
-    return Paired(float(d.mean()), *interval(d, seed), float(p), float(_errors(1) * stats.sem(d)))
+    return Paired(float(d.mean()), *interval(d, seed), sign_flip_p(d, seed), float(_errors(1) * stats.sem(d)))
+
+
+def sign_flip_p(d, seed=0) -> float:
+    """Two-sided p of the sum of d [n], by FLIPS drawings of all signs: the share of them whose sum is as far from 0, d
+    itself counted with them, so that no p is below 1 / (FLIPS + 1). scipy's permutation_test takes 90 times as long."""
+    d, rng = np.asarray(d, float), np.random.default_rng(seed)
+    eights = np.pad(d, (0, -len(d) % 8)).reshape(-1, 8)  # the signs of eight are one random byte
+    signs = 1.0 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
+    sums = sum((signs @ eight)[rng.integers(0, 256, FLIPS, np.uint8)] for eight in eights)
+    as_far = np.abs(sums) >= np.abs(d.sum()) - 1e-9 * np.abs(d).sum()  # but for rounding
+    return float((1 + as_far.sum()) / (1 + FLIPS))
 
 
 def _errors(tests) -> float:

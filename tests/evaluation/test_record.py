@@ -1,7 +1,9 @@
 """A made-up record is read as it was written, compared as it should be, and put into words that its numbers carry."""
 
 import json
+from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 
@@ -41,6 +43,8 @@ def test_a_record_is_read_on_tasks_that_all_runs_have(file):
     assert line.surprisal == pytest.approx(record.runs["top-p 0.9"].mean_surprisal)
     own = record.runs["top-p 0.9"].accuracy
     assert difference.difference == pytest.approx((own - line.accuracy).mean())
+    assert record.off_curve(["top-p 0.9"])["top-p 0.9"].tolist() == (own - line.accuracy).tolist()
+    assert list(record.differences([("top-p 0.9", "greedy")])) == ["top-p 0.9 against greedy"]
     easy = record.only(["easy"])
     assert easy.n == 20 and easy.runs["top-p 0.9"].accuracy.tolist() == own[1::2].tolist()
     assert easy.answers == record.answers[1::2] and set(easy.kinds) == {"easy"}
@@ -86,3 +90,13 @@ def test_said_names_what_was_found_and_what_is_excluded():
     )
     assert [words.listed(x) for x in ([], ["a"], ["a", "b", "c"])] == ["none", "a", "a, b and c"]
     assert words.chance((0.6, 0.51, 0.7)) == "above chance" and words.chance((0.5, 0.4, 0.6)) == "not told from chance"
+
+
+def test_the_notebook_says_first_what_its_record_gives():
+    """The findings of 12's recap are made of the record; its first cell has each word for word, numbers included."""
+    cells = nbformat.read(Path(__file__).parents[2] / "notebooks" / "12_does_it_help.ipynb", 4).cells
+    recap = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Recap"))
+    shown = (output for cell in cells[recap:] for output in cell.get("outputs", ()))
+    given = next(shown)["data"]["text/markdown"].strip().removeprefix("- ").split("\n- ")
+    assert len(given) == 4 and all(any(c.isdigit() for c in sentence) for sentence in given)
+    assert [sentence.strip() for sentence in given if sentence.strip() not in cells[0].source] == []

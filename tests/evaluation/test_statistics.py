@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from entropix_lab.evaluation import Tallied, holm, interval, matched, paired, resampled, spread
+from entropix_lab.evaluation import Paired, Tallied, holm, interval, matched, paired, resampled, spread
+from entropix_lab.evaluation.statistics import FLIPS, sign_flip_p
 
 
 def shares(p, n=200, k=4, seed=0):
@@ -26,6 +28,21 @@ def test_paired_test_holds_its_level_and_finds_what_it_says_it_can():
     power = sum(paired(shares(up, 100, 2, rng), shares(down, 100, 2, rng)).p < 0.05 for _ in range(100))
     assert 60 <= power <= 95
     assert paired(p, p).difference == 0 and paired(p, p).p == 1
+
+
+@pytest.mark.parametrize("n", [5, 8, 11])
+def test_sign_flips_are_scipys_over_all_of_them(n):
+    """Ties, as shares of a few answers make them, count as being as far."""
+    rng = np.random.default_rng(n)
+    for shift in (0, 1, 2):
+        d = (rng.integers(-2, 3, n) + shift) / 4
+        exact = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
+        assert sign_flip_p(d) == pytest.approx(exact, abs=4 * (0.25 / FLIPS) ** 0.5)
+
+
+def test_no_p_is_below_one_in_the_flips():
+    assert sign_flip_p(np.ones(100)) == 1 / (FLIPS + 1)
+    assert Paired(1, 1, 1, 13 / FLIPS, 0).said_p == "p < 0.001" and Paired(1, 1, 1, 0.0126, 0).said_p == "p 0.013"
 
 
 def test_tokens_of_one_task_go_together():
