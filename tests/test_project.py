@@ -5,13 +5,17 @@ import re
 import subprocess
 import sys
 import tomllib
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from PIL import Image
 
 import entropix_lab as lab
+from entropix_lab.plots.style import with_palette
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -45,6 +49,25 @@ def test_citation_and_changelog_are_of_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["title"], citation["version"]) == (PROJECT["name"], PROJECT["version"])
     assert f"\n## {PROJECT['version']} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_front_picture_is_the_one_of_the_notebook():
+    """-p write layer_diff.png of 03 keeps it."""
+    cells = nbformat.read(ROOT / "notebooks" / "03_compare.ipynb", 4).cells
+    (shown,) = (c.outputs for c in cells if c.source.startswith("lab.plots.layer_diff(report)"))
+    with_its_palette = BytesIO()
+    with_palette(Image.open(ROOT / "outputs" / "layer_diff.png")).save(with_its_palette, format="png", optimize=True)
+    assert b64decode(shown[0].data["image/png"]) == with_its_palette.getvalue()
+
+
+def test_a_saved_figure_keeps_its_colours(tmp_path):
+    """What a notebook asks for, bytes in memory, has a palette; a file has what matplotlib's own has."""
+    fig, shown = lab.plots.style.figure()[0], BytesIO()
+    fig.savefig(tmp_path / "saved.png", transparent=True, metadata={"Title": "x"})
+    with Image.open(tmp_path / "saved.png") as saved:
+        assert saved.mode == "RGBA" and saved.getpixel((0, 0))[3] == 0 and saved.text["Title"] == "x"
+    fig.savefig(shown, format="png")
+    assert Image.open(shown).mode == "P"
 
 
 def test_no_file_is_long():

@@ -10,7 +10,7 @@ from .sampling import (
     accuracy_against_surprisal,
     accuracy_by_slope,
     branch_parameters,
-    branch_plane,
+    branch_planes,
     differences,
     kept,
     margins,

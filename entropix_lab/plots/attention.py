@@ -20,7 +20,7 @@ def attention_entropy(gen):
         ("Without slot 0", trace.relative_attention_rest, "entropy / ln (n - 1)"),
         ("Slot 0 alone", trace.attention_sink, "probability"),
     )
-    fig, axes = figure(1, 3, figsize=(12, 4.8), sharey=True)
+    fig, axes = figure(1, 3, figsize=(9.6, 3.9), sharey=True)
     for ax, (title, values, label) in zip(axes, panels, strict=True):
         image = ax.imshow(np.nanmean(values, 0), aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=1)
         ax.grid(False)
@@ -34,14 +34,15 @@ def attention_entropy(gen):
 def attention_positions(live, measured: dict, relative: dict):
     """Attention entropy along positions, two panels: measured (nats) and relative, curves [T] by name over live [T],
     each value the mean of 15 neighbours."""
-    fig, axes = figure(1, 2, figsize=(10, 3.4), sharex=True)
+    fig, axes = figure(1, 2, figsize=(9.2, 3.2), sharex=True)
     colours, styles = (BLUE, RED, ORANGE, PURPLE, GREEN), ("-", "--", "-.", ":", "-")
-    for ax, curves, unit in ((axes[0], measured, "nats"), (axes[1], relative, "share of the largest")):
+    labels = "attention entropy, nats", "share of ln n"
+    for ax, curves, label in zip(axes, (measured, relative), labels, strict=True):
         for (name, values), colour, style in zip(curves.items(), colours, styles, strict=False):
             ax.plot(live, _running_mean(values), style, color=colour, lw=1.8, label=name)
-        top = 1.3 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend
-        ax.set(xlabel="live slots", ylabel=f"attention entropy, {unit}", ylim=(0, top))
-        ax.legend(fontsize=8.5, ncols=2, loc="upper center")
+        top = 1.35 * max(np.nanmax(_running_mean(values)) for values in curves.values())  # room for the legend
+        ax.set(xlabel="live slots", ylabel=label, ylim=(0, top))
+        ax.legend(fontsize=8, ncols=2, loc="upper center", columnspacing=1)
     return axes
 
 
@@ -76,41 +77,43 @@ def attention_map(probs, labels):
 
 @styled
 def attention_tiles(probs, pieces, layer: int, head: int, names=None):
-    """All heads of a model at a glance, a tile to each, and one of them large.
+    """Some heads large, and below them all heads of a model at a glance, a square tile to each.
 
     probs: attention probabilities [L,N,T,S], S at least T; pieces: the T tokens' texts; names: {(layer, head): text} of
-    heads that are marked by a frame, whose text is that of the large one's title too. In a tile rows attend to columns,
-    as in the large map.
+    heads that are drawn large after the one that is asked for, and framed and named among the tiles. In a tile rows
+    attend to columns, as in the large maps.
     """
     L, N, T, _ = probs.shape
-    look = dict(norm=PowerNorm(0.5, 0, 1), cmap=plt.get_cmap("cividis", 16), interpolation="nearest")
     names = names or {}
-    fig, axes = figure(1, 2, figsize=(11.2, 5), width_ratios=(1, 2.05))
+    large = list(dict.fromkeys([(layer, head), *names]))
+    look = dict(norm=PowerNorm(0.5, 0, 1), cmap=plt.get_cmap("cividis", 16), interpolation="nearest")
+    shape = dict(figsize=(10, 3 + 9 * N / L), height_ratios=(2.5, 9 * N / L))
+    fig, axes = figure(2, len(large), squeeze=False, **shape)
+    maps, grid = axes[0], axes[1, 0].get_gridspec()
+    for ax in axes[1]:
+        ax.remove()
+    sheet_ax = fig.add_subplot(grid[1, :])
+    for ax, at in zip(maps, large, strict=True):
+        image = ax.imshow(np.ma.masked_where(~np.tri(T, dtype=bool), probs[*at, :, :T]), **look)
+        ax.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
+        ax.set_yticks(range(T), map(token_label, pieces) if ax is maps[0] else [], fontsize=7)
+        ax.set_title(f"Layer {at[0]}, head {at[1]}" + (f": {names[at]}" if at in names else ""), fontsize=8)
+    maps[0].set_ylabel("token that attends")
     sheet = np.full((N * (T + 2), L * (T + 2)), np.nan)
     for i, j in np.ndindex(L, N):
         past = np.where(np.tri(T, dtype=bool), probs[i, j, :, :T], np.nan)
         sheet[j * (T + 2) : j * (T + 2) + T, i * (T + 2) : i * (T + 2) + T] = past
-    one, sheet_ax = axes
-    sheet_ax.imshow(sheet, aspect="auto", **look)
-    for (i, j), colour in [(at, RED) for at in names] + [((layer, head), "black")]:
-        corner = (i * (T + 2) - 1.5, j * (T + 2) - 1.5)
-        sheet_ax.add_patch(Rectangle(corner, T + 2, T + 2, fill=False, color=colour, lw=1.6, clip_on=False))
+    sheet_ax.imshow(sheet, **look)
+    for i, j in large:
+        x, y = i * (T + 2) - 1.5, j * (T + 2) - 1.5
+        sheet_ax.add_patch(Rectangle((x, y), T + 2, T + 2, fill=False, color=RED, lw=1.6, clip_on=False))
+        ground = dict(facecolor="white", edgecolor="none", pad=1)
+        sheet_ax.text(x + T + 4, y + T / 2, names.get((i, j), ""), va="center", fontsize=8, color=RED, bbox=ground)
     every = max(1, L // 15)
     sheet_ax.set_xticks(np.arange(0, L, every) * (T + 2) + T / 2, range(0, L, every))
     sheet_ax.set_yticks(np.arange(N) * (T + 2) + T / 2, range(N))
-    framed = ", ".join(f"{kind} {i}.{j}" for (i, j), kind in names.items())
-    sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads" + (f"; framed: {framed}" if names else ""))
-    past = np.ma.masked_where(~np.tri(T, dtype=bool), probs[layer, head, :, :T])
-    image = one.imshow(past, **look)
-    one.set_xticks(range(T), map(token_label, pieces), rotation=90, fontsize=7)
-    one.set_yticks(range(T), map(token_label, pieces), fontsize=7)
-    name = names.get((layer, head))
-    one.set(
-        xlabel="attended token",
-        ylabel="token that attends",
-        title=f"Layer {layer}, head {head}" + (f": {name}" if name else ""),
-    )
-    for ax in axes:
+    sheet_ax.set(xlabel="layer", ylabel="head", title=f"All {L * N} heads")
+    for ax in (*maps, sheet_ax):
         ax.grid(False)
-    fig.colorbar(image, ax=axes, label="probability", shrink=0.7, pad=0.01, location="bottom", aspect=50)
-    return axes
+    fig.colorbar(image, ax=[*maps, sheet_ax], label="probability", shrink=0.6, pad=0.01, aspect=40)
+    return *maps, sheet_ax

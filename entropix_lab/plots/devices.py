@@ -19,11 +19,13 @@ def placement(arrays: dict):
         for shard in () if x.is_fully_replicated else x.addressable_shards:
             picture[shard.index] = colours[shard.device.id]
         ax.imshow(picture, aspect="auto", interpolation="nearest")
-        ax.set(xticks=[], yticks=[], title=title, xlabel=" x ".join(map(str, x.shape)))
+        ax.set(xticks=[], yticks=[], xlabel=" x ".join(map(str, x.shape)))
+        ax.set_title(title, fontsize=9)
         ax.spines[:].set_visible(True)
     for device, colour in colours.items():
         axes[0].plot([], [], "s", color=colour, label=f"device {device}")
-    fig.legend(loc="outside lower center", ncols=len(colours))
+    axes[0].plot([], [], "s", color="black", mfc="white", label="whole on every device")
+    fig.legend(loc="outside lower center", ncols=len(colours) + 1)
     return axes
 
 
@@ -46,7 +48,7 @@ def token_times(published: dict, predicted: dict, parts: dict, left_label: str, 
     left.set_xticks(devices, devices)
     left.set_yticks(ticks, ticks)
     left.minorticks_off()
-    left.set_xlim(devices[0] / 1.1, devices[-1] * 1.35)
+    left.set_xlim(devices[0] / 1.1, devices[-1] * 1.8)
     left.legend()
     reading, rest = np.array(list(parts.values())).T
     right.barh(list(parts), reading, color=BLUE, label="reading the weights")

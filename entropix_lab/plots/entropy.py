@@ -32,14 +32,21 @@ def _token_axis(ax, trace):
 def entropy_trace(gen):
     """Entropy of the model and surprisal of the token that came, and varentropy, along the text of a gen.
 
-    What a sampler reported as its branch or policy colours a strip along the bottom.
+    A few surprisals far above all else stand at the rim, with their value. What a sampler reported as its branch or
+    policy colours a strip along the bottom.
     """
     trace = trace_of(gen)
-    fig, axes = figure(2, 1, figsize=(12, 4.6), sharex=True, height_ratios=(1.6, 1))
+    fig, axes = figure(2, 1, figsize=(9.6, 3.9), sharex=True, height_ratios=(1.6, 1))
     at = np.arange(len(trace))
     axes[0].plot(at, trace.entropy, "-", color=BLUE, lw=1.6, label="entropy before the token")
     axes[0].plot(at, trace.surprisal, "o", color=RED, ms=4, label="surprisal of the token")
-    top = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
+    highest = 1.2 * max(trace.entropy.max(), trace.surprisal.max(), 1e-3)  # room for the legend
+    top = 1.3 * max(trace.entropy.max(), np.percentile(trace.surprisal, 95), 1e-3)
+    top = highest if highest < 1.5 * top else top
+    far = np.flatnonzero(trace.surprisal > top)
+    axes[0].plot(far, np.full(len(far), 0.94 * top), "^", color=RED, ms=5)
+    for t in far:
+        axes[0].annotate(f"{trace.surprisal[t]:.1f}", (t, 0.94 * top), (5, -3), textcoords="offset points", fontsize=8)
     axes[0].set(ylabel="nats", ylim=(0, top), title=f"Each token of the text ({len(trace)})")
     axes[0].legend(loc="upper right", ncols=2)
     axes[1].stairs(trace.varentropy, np.arange(len(trace) + 1) - 0.5, fill=True, color=SKY, alpha=0.7, lw=0)
@@ -75,7 +82,7 @@ def quadrants(gens, lines=(1.5, 2.5), labels: int = 14):
     kinds = join(lambda t: t.taken[1]) if by_branch else np.repeat(np.arange(len(traces)), sizes)
     name = NAMES[by_branch].__getitem__ if by_branch else lambda i: str(list(traces)[i])
 
-    fig, ax = figure(figsize=(8, 5.4))
+    fig, ax = figure(figsize=(6.8, 4.5))
     for i in np.unique(kinds):
         style = dict(s=22, alpha=0.75, lw=0, marker=MARKERS[i % 5], color=COLOURS[i % 5])
         ax.scatter(H[kinds == i], V[kinds == i], label=f"{name(i)} ({(kinds == i).sum()})", **style)
@@ -175,7 +182,7 @@ def two_outcomes():
     mixture = lambda p, k: np.array([p, *[(1 - p) / k] * k])
     moments = lambda q: ((q * -np.log(q)).sum(), (q * np.log(q) ** 2).sum() - (q * np.log(q)).sum() ** 2)
     p = np.linspace(0.001, 0.999, 999)
-    fig, axes = figure(1, 2, figsize=(9.5, 3.4))
+    fig, axes = figure(1, 2, figsize=(9, 3.2))
     H, V = np.array([moments(mixture(x, 1)) for x in p]).T
     axes[0].plot(p, H, "-", color=BLUE, label="entropy, nats")
     axes[0].plot(p, V, "--", color=RED, label="varentropy, nats²")
@@ -191,9 +198,9 @@ def two_outcomes():
     below = dict(textcoords="offset points", fontsize=8, color="0.3", ha="center", va="top")
     for k in ties:
         axes[1].annotate(f"{k:,} equal", (np.log(k), 0), (0, -6), **below)
-    axes[1].set(xlabel="entropy, nats", ylabel="varentropy, nats²", xlim=(-0.3, 10.5), ylim=(-2, None))
+    axes[1].set(xlabel="entropy, nats", ylabel="varentropy, nats²", xlim=(-0.3, 10.5), ylim=(-3, 34))
     axes[1].set_title("One token, or a tail")
-    axes[1].legend(fontsize=9)
+    axes[1].legend(fontsize=8.5, ncols=2, loc="upper center")
     return axes
 
 
@@ -201,13 +208,13 @@ def two_outcomes():
 def prediction(aurocs: dict, calibration, surprisal, title: str = ""):
     """Three panels: AUROC by name, (value, low, high); calibration.binned of top-1 probability against how often it was
     right; the same of entropy against surprisal. title: of what model and text, above all three."""
-    fig, axes = figure(1, 3, figsize=(11, 3.7), width_ratios=(1.25, 1, 1))
+    fig, axes = figure(1, 3, figsize=(10.4, 3.5), width_ratios=(1.25, 1, 1))
     fig.suptitle(title, fontsize=10.5)
     names, (value, low, high) = list(aurocs), np.array(list(aurocs.values())).T
     axes[0].errorbar(value, names, xerr=(value - low, high - value), fmt="o", color=BLUE, capsize=3)
     axes[0].axvline(0.5, color="black", lw=0.8, ls=":")
     axes[0].invert_yaxis()
-    axes[0].set(xlabel="AUROC, 95 % interval", title="Predicts that the argmax is not what comes", xlim=(0.35, 1))
+    axes[0].set(xlabel="AUROC, 95 % interval", title="Predicts that the likeliest does not come", xlim=(0.35, 1))
     for ax, curve, x, y in (
         (axes[1], calibration, "probability of the likeliest token", "how often it came"),
         (axes[2], surprisal, "entropy, nats", "mean surprisal, nats"),
@@ -216,5 +223,5 @@ def prediction(aurocs: dict, calibration, surprisal, title: str = ""):
         ax.plot([0, top], [0, top], ":", color="black", lw=1, label="calibrated")
         ax.plot(curve[:, 0], curve[:, 1], "o-", color=RED, ms=4, label=f"bins of {curve[:, 2].min():.0f} tokens")
         ax.set(xlabel=x, ylabel=y, xlim=(0, top), ylim=(0, top))
-        ax.legend(fontsize=8.5)
+        ax.legend(fontsize=8.5, loc="lower right")
     return axes

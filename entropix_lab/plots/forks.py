@@ -25,7 +25,7 @@ def rates_by_kind(rates, low=0.2, high=0.8):
         colour, marker = (BLUE, "o") if low <= rate <= high else (RED, "s")
         ax.errorbar(x, rate, [[rate - ends[0]], [ends[1] - rate]], fmt=marker, color=colour, capsize=3)
     ax.set_xticks(range(len(rates)), rates, rotation=40, ha="right")
-    ax.set(ylabel="greedy answers that pass", ylim=(0, 1))
+    ax.set(ylabel="share of greedy\nanswers that pass", ylim=(0, 1))
     return ax
 
 
@@ -35,20 +35,23 @@ def tuning_curves(tried, chosen, test):
     over tasks, the chosen setting filled; and where a setting was run on the test's tasks, its accuracy there.
 
     tried: {sampler: {setting: Tallied}}; chosen: {sampler: setting}; test: {sampler: {setting: Tallied}}."""
-    fig, axes = figure(1, len(tried), figsize=(11, 3), sharey=True, dpi=DPI)
-    for ax, (name, runs) in zip(axes, tried.items(), strict=True):
+    fig, axes = figure(2, -(-len(tried) // 2), figsize=(10, 5), sharey=True, dpi=DPI)
+    for ax in axes.flat[len(tried) :]:
+        ax.set_axis_off()
+    for ax, (name, runs) in zip(axes.flat, tried.items(), strict=False):
         for x, (setting, run) in enumerate(runs.items()):
             y, (low, high) = run.accuracy.mean(), interval(run.accuracy)
             face = RED if setting == chosen[name] else "white"
             ax.errorbar(x, y, [[y - low], [high - y]], fmt="o", color=RED, mfc=face, ms=7, capsize=2)
             if setting in test[name]:
                 ax.plot(x + 0.25, test[name][setting].accuracy.mean(), "s", color=BLUE, ms=6)
-        ax.set_xticks(range(len(runs)), runs, fontsize=8, rotation=45)
-        ax.set_title(name, fontsize=9.5)
-        ax.set(xlim=(-0.5, len(runs) - 0.3), ylim=(0, None), xlabel=NUMBERS.get(name.split()[0], "setting"))
-    axes[0].set(ylabel="accuracy")
+        ax.set_xticks(range(len(runs)), runs, fontsize=9.5)
+        ax.set(title=name, xlim=(-0.5, len(runs) - 0.3), ylim=(0, None))
+        ax.set_xlabel(NUMBERS.get(name.split()[0], "setting"))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy")
     entries = ((RED, "o", RED, "other tasks, chosen"), (RED, "o", "white", "other tasks"), (BLUE, "s", BLUE, "test"))
-    handles = [axes[0].plot([], [], m, color=c, mfc=f, label=label)[0] for c, m, f, label in entries]
+    handles = [axes[0, 0].plot([], [], m, color=c, mfc=f, label=label)[0] for c, m, f, label in entries]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return axes
 
@@ -73,7 +76,7 @@ def flip_rate(rows, bins=10):
     right.plot(budget, budget, color="black", lw=1, ls=":")
     right.plot(budget, found_at(rows, "oracle", budget), color="black", lw=1, label="flips first")
     left.set(xlabel=f"tokens by score, in {bins} equal parts, most hesitant or earliest last", xlim=(0, bins))
-    left.set(ylabel="forks that flip the verdict", ylim=(0, None))
+    left.set(ylabel="share of forks that flip the verdict", ylim=(0, None))
     right.set(xlabel="share of all tokens that are forked", xlim=(0, 1))
     right.set(ylabel="share of all flips found", ylim=(0, 1.02))
     fig.legend(loc="outside lower center", ncols=7, fontsize=8.5)

@@ -25,7 +25,8 @@ def layer_diff(report):
     for ax, view, which in zip(axes[:2], ("accumulated", "local"), ("", "local_"), strict=True):
         medians = lambda of, name: np.array([getattr(x, name)[0] or np.nan for x in of])  # no 0 on a log axis
         views = [getattr(row, view) for row in stream]
-        ax.fill_between(layers, medians(views, "floor"), medians(views, "limit"), color="0.85", label="floor to limit")
+        low, high = (medians(views, name) for name in ("floor", "limit"))
+        ax.fill_between(layers, low, high, color="0.85", label="floor to limit, dotted line")
         ours, theirs = medians(stream, which + "our_error"), medians(stream, which + "meta_error")
         ax.plot(layers, ours, "-", color=RED, lw=2.4, label="ours against float64")
         ax.plot(layers, theirs, "--", color=BLUE, lw=1.6, label=f"{report.theirs} against float64")
@@ -113,9 +114,9 @@ def op_noise(noise):
 @styled
 def fault_table(tables):
     """{dtype: the table that benchmarks/faults.py wrote} as two panels: how many times its limit each fault lies at the
-    first divergence, one marker to a prompt's length. Filled: at the expected tap; a ring: allclose notices nothing;
-    an arrow: a million or more, infinity too; the grey zone: as far as the untouched model and the correct variants
-    came."""
+    first divergence, one marker to a prompt's length. A cross: at another tap than the expected one; a ring: allclose
+    notices nothing; an arrow: a million or more, infinity too; the grey zone: as far as the untouched model and the
+    correct variants came."""
     names = sorted({row["name"]: row["what"] for t in tables.values() for row in t["faults"]}.items())
     where = {name: i for i, (name, _) in enumerate(names)}
     fig, axes = figure(1, len(tables), figsize=(12, 1.5 + 0.2 * len(names)), sharey=True, squeeze=False)
@@ -129,19 +130,20 @@ def fault_table(tables):
             hidden = np.array([row["allclose"] for row in rows], bool)
             beyond = x == 1e6
             ax.plot(x[right & ~beyond], y[right & ~beyond], marker, color=colour, ms=4.5, label=f"{length} tokens")
-            ax.plot(x[~right & ~beyond], y[~right & ~beyond], marker, color=colour, ms=4.5, mfc="white")
+            ax.plot(x[~right & ~beyond], y[~right & ~beyond], "x", color=colour, ms=7, mew=2)
             ax.plot(x[beyond], y[beyond], ">", color=colour, ms=5.5, mfc="none")
             label = "allclose on the logits holds" if i == len(lengths) - 1 else None
             ax.plot(x[hidden], y[hidden], "o", color="black", ms=9, mfc="none", mew=0.8, label=label)
-        ax.axvline(1, color="black", lw=1.2)
+        ax.axvline(1, color="black", lw=1.2, label="the limit")
         nearest = max(row["limit_ratio"] for row in t["clean"] + t["controls"])
         ax.axvspan(0.1, nearest, color="0.85", label="the untouched model, correct variants")
         ax.set_xlim(0.3, 2e6)
         ax.set(xscale="log", xlabel="error in units of its limit", title=dtype)
         ax.plot([], [], ">", color="0.4", mfc="none", label="a million or more, coloured by length")
+        ax.plot([], [], "x", color="0.4", ms=7, mew=2, label="found at another tap, likewise")
     axes[0, 0].set_yticks(range(len(names)), [f"{what}  {name}" for name, what in names], fontsize=8.5)
     axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return axes
 
 

@@ -16,7 +16,7 @@ def margins(generations, rounding=1e-5):
     fig, ax = figure(figsize=(7, 2.8))
     ax.hist(np.maximum(values, 1e-6), np.geomspace(1e-6, max(values.max(), 1) * 1.1, 50), color=BLUE)
     ax.axvline(30 * rounding, color="black", ls="--", lw=1.2, label="rounding")
-    ax.set(xscale="log", yscale="log", xlabel="margin between the two largest logits", ylabel="steps")
+    ax.set(xscale="log", yscale="log", xlabel="difference of the two largest logits", ylabel="steps")
     ax.set_ylim(0.5)  # a bar of one step
     ax.set_title(f"{len(values)} steps, the closest {values.min():.1e}")
     ax.legend()
@@ -82,56 +82,68 @@ def accuracy_by_slope(comparisons, runs):
     fig, (ax, beside) = figure(1, 2, figsize=(9, 3), width_ratios=(2, 1), dpi=76)
     _points(ax, comparisons)
     fig.legend(loc="outside lower left")
-    beside.plot(sorted(runs), [runs[s].mean_surprisal for s in sorted(runs)], "s--", color=BLUE, ms=6)
+    nats = [runs[s].mean_surprisal for s in sorted(runs)]
+    beside.plot(sorted(runs), nats, "s--", color=BLUE, ms=6)
     beside.axhline(runs[0].mean_surprisal, color="black", lw=1, ls=":")
     beside.set(xlabel="slope of log T over entropy, 1/nat", xticks=sorted(runs)[::2])
-    beside.set(ylabel="mean surprisal, nats", ylim=(0, 1.2 * max(run.mean_surprisal for run in runs.values())))
+    beside.set(ylabel="mean surprisal, nats", ylim=(0.9 * min(nats), 1.1 * max(nats)))
     return ax
 
 
 @styled
-def branch_plane(entropy, varentropy, branch, sampler, title):
+def branch_planes(entropy, varentropy, taken):
     """Steps in the plane of entropy (nats) and varentropy (nats^2), coloured by the branch that the threshold sampler
-    takes, with its share; dotted: its thresholds, which it keeps in bits. The axes are square roots: most steps are
-    near the corner."""
-    fig, ax = figure(figsize=(8.5, 4.6))
-    for i, (name, colour, marker) in enumerate(zip(BRANCHES, COLOURS, MARKERS, strict=True)):
-        of = np.asarray(branch) == i
-        label = f"{name} {of.mean():.1%}"
-        ax.plot(entropy[of], varentropy[of], marker, color=colour, ms=4, alpha=0.6, mew=0, label=label)
-    small = dict(textcoords="offset points", fontsize=8, color="0.3")
-    for name in ("low", "medium", "high"):
-        x = getattr(sampler, f"{name}_entropy") * np.log(2)
-        ax.axvline(x, color="0.3", ls=":", lw=1.2)
-        ax.annotate(f"{name}\n{x:.2f}", (x, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", **small)
-    for name in ("low", "high"):
-        y = getattr(sampler, f"{name}_varentropy") * np.log(2) ** 2
-        ax.axhline(y, color="0.3", ls=":", lw=1.2)
-        ax.annotate(f"{name} {y:.2f}", (1, y), (4, 0), xycoords=("axes fraction", "data"), va="center", **small)
-    root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)
-    ax.set_xscale("function", functions=root)
-    ax.set_yscale("function", functions=root)
-    ax.set(xlabel="entropy, nats", ylabel="varentropy, nats²", ylim=(0, None), xlim=(0, None))
-    fig.suptitle(title, x=0.02, ha="left", fontsize=10.5)  # above the names of the thresholds
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
-    return ax
+    takes, with its share; dotted: its thresholds. taken: {name: (branch [T], sampler)}, a panel to each. The axes are
+    square roots: most steps are near the corner."""
+    fig, axes = figure(1, len(taken), figsize=(1 + 5.5 * len(taken), 4.8), sharey=True, squeeze=False)
+    for ax, (title, (branch, sampler)) in zip(axes[0], taken.items(), strict=True):
+        for i, (name, colour, marker) in enumerate(zip(BRANCHES, COLOURS, MARKERS, strict=True)):
+            of = np.asarray(branch) == i
+            label = f"{name} {of.mean():.1%}"
+            ax.plot(entropy[of], varentropy[of], marker, color=colour, ms=4, alpha=0.6, mew=0, label=label)
+        small = dict(textcoords="offset points", fontsize=8, color="0.3")
+        for name in ("low", "medium", "high"):
+            x = _nats(sampler, name, "entropy")
+            ax.axvline(x, color="0.3", ls=":", lw=1.2)
+            ax.annotate(f"{name}\n{x:.2f}", (x, 1), (0, 3), xycoords=("data", "axes fraction"), ha="center", **small)
+        for name in ("low", "high"):
+            y = _nats(sampler, name, "varentropy")
+            ax.axhline(y, color="0.3", ls=":", lw=1.2)
+            ax.annotate(f"{name} {y:.2f}", (1, y), (4, 0), xycoords=("axes fraction", "data"), va="center", **small)
+        root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)
+        ax.set_xscale("function", functions=root)
+        ax.set_yscale("function", functions=root)
+        ax.set(xlabel="entropy, nats", ylim=(0, None), xlim=(0, None))
+        ax.set_title(title, loc="left", pad=26)  # above the names of the thresholds
+        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3, markerscale=2)
+    axes[0, 0].set_ylabel("varentropy, nats²")
+    return axes[0]
+
+
+def _nats(sampler, level, quantity):
+    """A threshold of the sampler, which keeps bits and bits^2, in nats or nats^2."""
+    return getattr(sampler, f"{level}_{quantity}") * np.log(2) ** (2 if quantity == "varentropy" else 1)
 
 
 @styled
-def branch_parameters(pieces, info):
+def branch_parameters(pieces, info, sampler):
     """What the threshold sampler saw before each token of a text and how warm it drew, from what it reported
-    (Generation.info): entropy (nats), varentropy (nats^2) and temperature, coloured by branch."""
-    fig, axes = figure(3, 1, figsize=(12, 4.8), sharex=True)
+    (Generation.info): entropy (nats), varentropy (nats^2) and temperature, coloured by branch; dotted: its thresholds
+    "high" of the first two."""
+    fig, axes = figure(3, 1, figsize=(12, 5.2), sharex=True)
     at, branch = np.arange(len(pieces)), info["branch"]
-    for ax, name, unit in zip(axes, ("entropy", "varentropy", "temperature"), (", nats", ", nats²", ""), strict=True):
+    for ax, name, unit in zip(axes, ("entropy", "varentropy", "temperature"), (",\nnats", ",\nnats²", ""), strict=True):
         for i in np.unique(branch):
             of = branch == i
             count = f"{BRANCHES[i]} ({of.sum()})"
             ax.plot(at[of], info[name][of], MARKERS[i], color=COLOURS[i], ms=5.5, label=count)
         ax.set(ylabel=name + unit, ylim=(0, 1.15 * info[name].max()))
+    for ax, name in zip(axes, ("entropy", "varentropy"), strict=False):
+        ax.axhline(_nats(sampler, "high", name), color="0.3", ls=":", lw=1.2)
     axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)
     axes[2].set_xticks(at, map(token_label, pieces), rotation=90, fontsize=8)
     axes[2].set_xlim(-0.6, len(pieces) - 0.4)
+    fig.align_ylabels(axes)
     return axes
 
 

@@ -84,7 +84,7 @@ def token_parts(rows, limits):
             label="reading weights and cache once" if i == 0 else None,
         )
     ax.invert_yaxis()
-    ax.set(xlabel="ms a token")
+    ax.set(xlabel="ms a step")
     ax.grid(axis="y", visible=False)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return ax
@@ -120,6 +120,7 @@ def tensor_sizes(config):
     bars = ax.barh(list(kinds), values, color=BLUE)
     ax.bar_label(bars, [f"{v:.1f}" if v >= 0.1 else f"{v:.2f}" for v in values], padding=4)
     ax.invert_yaxis()
-    ax.set(xlabel="parameters, millions", xlim=(0, values.max() * 1.12))
+    title = f"{values.sum():.1f} million in all, tok_embeddings counted once"
+    ax.set(xlabel="parameters, millions", xlim=(0, values.max() * 1.12), title=title)
     ax.grid(axis="y", visible=False)
     return ax
