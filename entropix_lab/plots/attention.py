@@ -80,7 +80,7 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     """Some heads large, and below them all heads of a model at a glance, a square tile to each.
 
     probs: attention probabilities [L,N,T,S], S at least T; pieces: the T tokens' texts; names: {(layer, head): text} of
-    heads that are drawn large after the one that is asked for, and framed and named among the tiles. In a tile rows
+    heads that are drawn large after the one that is asked for, and framed among the tiles. In a tile rows
     attend to columns, as in the large maps.
     """
     L, N, T, _ = probs.shape
@@ -107,8 +107,6 @@ def attention_tiles(probs, pieces, layer: int, head: int, names=None):
     for i, j in large:
         x, y = i * (T + 2) - 1.5, j * (T + 2) - 1.5
         sheet_ax.add_patch(Rectangle((x, y), T + 2, T + 2, fill=False, color=RED, lw=1.6, clip_on=False))
-        ground = dict(facecolor="white", edgecolor="none", pad=1)
-        sheet_ax.text(x + T + 4, y + T / 2, names.get((i, j), ""), va="center", fontsize=8, color=RED, bbox=ground)
     every = max(1, L // 15)
     sheet_ax.set_xticks(np.arange(0, L, every) * (T + 2) + T / 2, range(0, L, every))
     sheet_ax.set_yticks(np.arange(N) * (T + 2) + T / 2, range(N))

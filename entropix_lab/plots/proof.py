@@ -26,7 +26,7 @@ def layer_diff(report):
         medians = lambda of, name: np.array([getattr(x, name)[0] or np.nan for x in of])  # no 0 on a log axis
         views = [getattr(row, view) for row in stream]
         low, high = (medians(views, name) for name in ("floor", "limit"))
-        ax.fill_between(layers, low, high, color="0.85", label="floor to limit, dotted line")
+        ax.fill_between(layers, low, high, color="0.85", label="floor to limit of ours against Meta's")
         ours, theirs = medians(stream, which + "our_error"), medians(stream, which + "meta_error")
         ax.plot(layers, ours, "-", color=RED, lw=2.4, label="ours against float64")
         ax.plot(layers, theirs, "--", color=BLUE, lw=1.6, label=f"{report.theirs} against float64")
