@@ -58,6 +58,13 @@ def _known(folder) -> Path:
     )
 
 
+def _reads(folder) -> bool:
+    try:
+        return bool(reader_of(_known(folder)).read_config(_known(folder)))
+    except CheckpointError:
+        return False
+
+
 def _plain(name) -> str:
     """One spelling of many: "meta-llama/Meta-Llama-3-8B" and "Llama3-8b" are "llama3-8b"."""
     return name.rsplit("/", 1)[-1].lower().removeprefix("meta-").replace("llama-3", "llama3").replace(":", "-")
@@ -67,11 +74,9 @@ def _find_by_name(name) -> Path:
     repo, _, revision = name.partition("@")
     root = Path(os.environ.get("LLAMA_MODELS_CONFIG_DIR", "~/.llama")).expanduser() / "checkpoints"
     may_be_official = "/" not in repo or repo.startswith("meta-llama/")
-    if may_be_official and not revision:
-        for folder in sorted(root.glob("*")):
-            if folder.is_dir() and _plain(folder.name) == _plain(repo):
-                return _known(folder)
-    if folder := _cached(repo, revision):
+    metas = sorted(root.glob("*")) if may_be_official and not revision else ()
+    folder = next((f for f in metas if f.is_dir() and _plain(f.name) == _plain(repo)), None) or _cached(repo, revision)
+    if folder and (not may_be_official or _plain(repo).startswith("llama3") and _reads(folder)):
         return _known(folder)
     from llama_models.sku_list import all_registered_models  # only for other spellings, and to say what is wrong
 
@@ -82,9 +87,8 @@ def _find_by_name(name) -> Path:
     if official and (reason := _why_not(official)):
         raise CheckpointError(f"{name}: {reason}. Expected a text model of the Llama 3 family in bfloat16.")
     repos = [official.huggingface_repo, official.huggingface_repo.replace("/", "/Meta-")] if official else []
-    for candidate in repos:
-        if folder := _cached(candidate, revision):
-            return _known(folder)
+    if folder := next(filter(None, (folder, *(_cached(candidate, revision) for candidate in repos))), None):
+        return _known(folder)
     if official:
         repo, model_id = repos[0], official.descriptor()
         folder = root / model_id.replace(":", "-")

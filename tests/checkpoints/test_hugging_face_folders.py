@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -227,7 +228,16 @@ def test_names_in_the_caches(written, tmp_path, tiny_checkpoint):
         ("Llama-4-Scout-17B-16E", "not of the Llama 3 family"),
     ],
 )
-def test_refused_by_name(name, reason):
+@pytest.mark.parametrize("there", [False, True])
+def test_refused_by_name(name, reason, there, tiny_checkpoint, tmp_path, monkeypatch):
+    """Also where Meta's downloader has put it."""
+    monkeypatch.setenv("LLAMA_MODELS_CONFIG_DIR", str(tmp_path))
+    if there:
+        folder = tmp_path / "checkpoints" / name.rsplit("/", 1)[-1].replace(":", "-")
+        shutil.copytree(tiny_checkpoint(), folder)
+        params = json.loads((folder / "params.json").read_text())
+        args = {} if name == "Llama-2-7b" else {"quantization_args": {}}  # that one looks like any other
+        (folder / "params.json").write_text(json.dumps(params | args))
     with pytest.raises(lab.CheckpointError, match=reason):
         lab.load_model(name)
 
