@@ -7,9 +7,9 @@ For each batch and position: milliseconds to the first token, tokens per second 
 after it (medians over rounds in which the peers take turns), and their ratio to ours; before that, seconds to load and
 the anonymous memory that loading and one generation take. Each peer reads with the number of threads with which it
 reads a short prompt fastest, and decodes with the one that is fastest in that case; ours are XLA's, one to a processor.
---json keeps the rows in outputs/peers.json, in the place of older rows of the same dtype, batch and position: what
-takes long can be run in parts. Each row has its date and what one large product read of the memory just before, because
-a shared machine is not always the same.
+--json keeps the rows in outputs/peers.json, in the place of older rows of the same dtype, batch, position and peer,
+which stay there as "earlier": what takes long can be run in parts. "machine" is that of the newest rows. Each row has
+its date and what one large product read of the memory just before, because a shared machine is not always the same.
 """
 
 import argparse

@@ -80,6 +80,7 @@ class Study:
             rows = lines(f"  {json.dumps(task, separators=(',', ':'))}" for task in data["tasks"])
             body.append(f'"tasks": [\n{rows}\n]')
         file = self.args.outputs / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(file.name + ".partial")
         partial.write_text("{\n" + lines(body) + "\n}\n")
         partial.replace(file)

@@ -58,9 +58,11 @@ def outputs_dir() -> Path:
     return folder
 
 
-def write_json(name: str, data: dict) -> Path:
-    """data as outputs/name, whole or not at all. What is infinite or NaN becomes null: JSON has neither."""
+def write_json(name: str | Path, data: dict) -> Path:
+    """data as outputs/name, or at a path of its own, whole or not at all. What is infinite or NaN becomes null: JSON
+    has neither."""
     file = outputs_dir() / name
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     data = json.loads(json.dumps(data), parse_constant=lambda _: None)
     partial.write_text(json.dumps(data, indent=1, allow_nan=False))

@@ -90,11 +90,13 @@ def test_peers(model, tmp_path, peers):
     if "llama.cpp" in peers:
         pytest.importorskip("llama_cpp")
     file, other = tmp_path / "peers.json", {"dtype": "float32", "batch": 1, "position": 16, "peer": "entropix_lab"}
-    file.write_text(json.dumps({"rows": [other]}))
+    replaced = other | {"batch": 2}
+    file.write_text(json.dumps({"rows": [other, replaced]}))
     options = "--json --rounds 1 --tokens 2 --batches 2 --positions 16".split()
     run("peers", "--model", model, "--outputs", tmp_path, *options, "--peers", *peers)
     found = json.loads(file.read_text())
     assert found["machine"]["processors"] == os.cpu_count() and "jaxlib" in found["machine"]["environment"]
+    assert found["earlier"] == [replaced]
     assert found["rows"][0] == other and {row["peer"] for row in found["rows"][1:]} == {"entropix_lab", *peers}
     for row in found["rows"][1:]:
         assert (row["dtype"], row["batch"], row["position"], row["same_first_token"]) == ("float32", 2, 16, True)

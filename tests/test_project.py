@@ -103,6 +103,11 @@ class TestNotebook:
         assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
         assert not any(o.output_type == "error" for c in code for o in c.outputs)
 
+    def test_every_verdict_is_pass(self, code):
+        """nbval compares with what is committed: it is content with a FAIL that was committed."""
+        printed = [line for c in code for o in c.outputs for line in o.get("text", "").splitlines()]
+        assert not [line for line in printed if line.startswith("FAIL ")]
+
     def test_is_compared(self, code):
         tags = [t for c in code for t in c.metadata.get("tags", [])]
         assert "nbval-skip" not in tags and tags.count("nbval-ignore-output") * 3 < len(code)

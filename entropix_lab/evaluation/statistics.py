@@ -77,7 +77,7 @@ def sign_flip_p(d, seed=0) -> float:
     eights = np.pad(d, (0, -len(d) % 8)).reshape(-1, 8)  # the signs of eight are one random byte
     signs = 1.0 - 2 * np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
     sums = sum((signs @ eight)[rng.integers(0, 256, FLIPS, np.uint8)] for eight in eights)
-    as_far = np.abs(sums) >= np.abs(d.sum()) - 1e-9 * np.abs(d).sum()  # but for rounding
+    as_far = ~(np.abs(sums) < np.abs(d.sum()) - 1e-9 * np.abs(d).sum())  # but for rounding; of NaN all are
     return float((1 + as_far.sum()) / (1 + FLIPS))
 
 

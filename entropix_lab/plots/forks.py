@@ -35,7 +35,7 @@ def tuning_curves(tried, chosen, test):
     over tasks, the chosen setting filled; and where a setting was run on the test's tasks, its accuracy there.
 
     tried: {sampler: {setting: Tallied}}; chosen: {sampler: setting}; test: {sampler: {setting: Tallied}}."""
-    fig, axes = figure(2, -(-len(tried) // 2), figsize=(10, 5), sharey=True, dpi=DPI)
+    fig, axes = figure(2, -(-len(tried) // 2), figsize=(10, 5), sharey=True, squeeze=False, dpi=DPI)
     for ax in axes.flat[len(tried) :]:
         ax.set_axis_off()
     for ax, (name, runs) in zip(axes.flat, tried.items(), strict=False):

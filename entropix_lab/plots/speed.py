@@ -72,7 +72,7 @@ def token_parts(rows, limits):
         if not ms.any():  # in the legend it would have no bar
             continue
         bars = ax.barh(list(rows), ms, left=left, color=color, hatch=hatch, edgecolor="white", label=part, height=0.6)
-        numbers = [f"{x:.1f}" if x > longest / 25 else "" for x in ms]
+        numbers = [f"{x:.1f}" if x > longest / 16 else "" for x in ms]
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
         ax.bar_label(bars, numbers, label_type="center", fontsize=9, bbox=box, zorder=4)
         left += ms
@@ -81,6 +81,7 @@ def token_parts(rows, limits):
             [1e3 * limits[name]] * 2,
             [i - 0.4, i + 0.4],
             color="black",
+            zorder=5,
             label="reading weights and cache once" if i == 0 else None,
         )
     ax.invert_yaxis()

@@ -28,7 +28,8 @@ def figure(*args, **kwargs):
     """plt.subplots. As a notebook keeps it, the picture has a palette and a third of the bytes; a file that is saved is
     matplotlib's own."""
     fig, axes = plt.subplots(*args, layout="constrained", **kwargs)
-    fig.canvas.print_png = partial(_png, fig.canvas, fig.canvas.print_png)
+    if hasattr(fig.canvas, "buffer_rgba"):  # not that of a backend for vectors
+        fig.canvas.print_png = partial(_png, fig.canvas, fig.canvas.print_png)
     return fig, axes
 
 

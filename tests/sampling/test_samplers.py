@@ -234,6 +234,7 @@ def test_every_number_is_a_leaf_and_the_state_keeps_its_shape(sampler):
     numbers = [x for values in several for x in values if isinstance(x, float)]
     leaves, structure = jax.tree.flatten(sampler)
     assert leaves == numbers and jax.tree.unflatten(structure, leaves) == sampler
+    assert hash(sampler) == hash(eval(repr(sampler), vars(samplers) | {"inf": math.inf}))
     logits = RNG.standard_normal((2, 512))
     token, state, _ = run(sampler, logits)
     again, _, _ = run(sampler, logits)
