@@ -60,7 +60,8 @@ def _known(folder) -> Path:
 
 def _reads(folder) -> bool:
     try:
-        return bool(reader_of(_known(folder)).read_config(_known(folder)))
+        folder = _known(folder)
+        return bool(reader_of(folder).read_config(folder))
     except CheckpointError:
         return False
 

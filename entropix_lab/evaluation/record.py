@@ -37,17 +37,20 @@ class Record:
         plain = {float(name[2:]): run for name, run in self.runs.items() if name.startswith("T ")}
         return dict(sorted(({0.0: self.runs["greedy"]} | plain).items()))
 
-    def against_curve(self, names) -> dict:
-        """{name: (Matched, Paired)}: each run against plain sampling of the same surprisal, but for those outside the
-        curve."""
+    def matched(self, names) -> dict:
+        """{name: Matched}: plain sampling of the same surprisal as each run, but for those outside the curve."""
         ends = [self.curve[t].mean_surprisal for t in (min(self.curve), max(self.curve))]
         target = {name: self.runs[name].mean_surprisal for name in names}
-        plain = {name: matched(self.curve, x) for name, x in target.items() if ends[0] <= x <= ends[1]}
-        return {name: (line, paired(self.runs[name].accuracy, line.accuracy)) for name, line in plain.items()}
+        return {name: matched(self.curve, x) for name, x in target.items() if ends[0] <= x <= ends[1]}
+
+    def against_curve(self, names) -> dict:
+        """{name: (Matched, Paired)}: each run against those of `matched`."""
+        lines = self.matched(names).items()
+        return {name: (line, paired(self.runs[name].accuracy, line.accuracy)) for name, line in lines}
 
     def off_curve(self, names) -> dict:
         """{name: accuracy of each task less that of plain sampling of the same surprisal [n]}."""
-        return {name: self.runs[name].accuracy - line.accuracy for name, (line, _) in self.against_curve(names).items()}
+        return {name: self.runs[name].accuracy - line.accuracy for name, line in self.matched(names).items()}
 
     def differences(self, pairs) -> dict:
         """{"a against b": Paired} of pairs of names."""

@@ -151,8 +151,7 @@ def _view(found, view, noise, share, dtype, metas, samples):
     else:
         asked = (seen.error_ratio[0], 0.0) if metas and dtype == "float32" else (0.0, 0.0)
     beyond = [(r - 1) / (most - 1) for r, most in zip(asked, ALIKE[dtype], strict=True)]
-    ratio = max(*(e / at for e, at in zip(seen.error, limit, strict=True)), *beyond)
-    return _judged(seen, floor, limit, ratio, asked)
+    return _judged(seen, floor, limit, asked, beyond)
 
 
 def _one_flip(limit, size, share):
@@ -170,13 +169,13 @@ def _whole_view(found, noise, dtype, samples):
         limit = max(floor[0], flip[0] / 2), max(floor[1], flip[1])
     if samples.different < FEW:
         limit = limit[1], limit[1]
-    ratio = max(e / at for e, at in zip(found.row.whole.error, limit, strict=True))
-    return _judged(found.row.whole, floor, limit, ratio, (0.0, 0.0))
+    return _judged(found.row.whole, floor, limit)
 
 
-def _judged(view, floor, limit, ratio, asked):
-    ratio = float(ratio) if np.isfinite(ratio) else float("inf")
-    return replace(view, floor=floor, limit=limit, limit_ratio=ratio, error_ratio=asked)
+def _judged(view, floor, limit, asked=(0.0, 0.0), beyond=()):
+    view = replace(view, floor=floor, limit=limit, error_ratio=asked)
+    ratio = max(view.error_over_limit, *beyond) if beyond else view.error_over_limit
+    return replace(view, limit_ratio=float(ratio) if np.isfinite(ratio) else float("inf"))
 
 
 def _doubt(found, dtype, op):

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..llama.model import at_least_float32
 from ..llama.sharding import gathered
+from .pieces import token_axis
 from .report import ATOL, RTOL, Output
 
 UNIT = float(jnp.finfo(jnp.float32).eps)
@@ -36,7 +37,6 @@ class Samples:
         return float(errors[order[low]] + errors[order[high]]) / 2, worst
 
 
-SQUARE = ".scores", ".probs"  # [R,N,T,S]; all other taps have their positions second
 # A score so far below its row's largest weighs exp(-100) or less: masked, whatever stands there.
 DEAD, ALIVE = 100, 50
 
@@ -62,7 +62,7 @@ def relative_error(name, x, y) -> np.ndarray:
 def _by_positions(name, of, x, y):
     """of(x, y), a list of arrays [R,t], for some positions t at a time: float64 copies of a whole tap of a long text
     would take gigabytes, and longer than those that stay in a processor's cache."""
-    axis, x, y = 2 if name.endswith(SQUARE) else 1, np.asarray(x), np.asarray(y)
+    axis, x, y = token_axis(name), np.asarray(x), np.asarray(y)
     step = max(1, ENTRIES * x.shape[axis] // x.size)
     cut = lambda z, i: z[(slice(None),) * axis + (slice(i, i + step),)]
     parts = [of(cut(x, i), cut(y, i)) for i in range(0, x.shape[axis], step)]
@@ -99,7 +99,7 @@ def _products(name, x, y):
 
 def over(name, x):
     """The axes of a tap that belong to one position."""
-    return (1, 3) if name.endswith(SQUARE) else tuple(range(2, x.ndim))
+    return tuple(axis for axis in range(1, x.ndim) if axis != token_axis(name))
 
 
 def errors(x, y) -> dict[str, np.ndarray]:
@@ -202,7 +202,7 @@ def _log_softmax(x):
 
 def kl(p, *others) -> np.ndarray:
     """KL(softmax p || softmax q) for each q of others, all logits [n,V]: nats [len(others),n], in float64."""
-    step, parts = max(1, (1 << 22) // p.shape[-1]), []
+    step, parts = max(1, ENTRIES // p.shape[-1]), []
     for i in range(0, len(p), step):
         x = _log_softmax(p[i : i + step])
         weights = np.exp(x)

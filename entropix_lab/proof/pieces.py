@@ -33,7 +33,7 @@ def put(taps, pieces, start, T):
     """The taps of T tokens, in which a piece takes its place at start [B]; of the first piece taps is empty. TypeError
     where a later piece has another dtype."""
     for op, piece in pieces.items():
-        axis, piece = _token_axis(op), np.asarray(piece)
+        axis, piece = token_axis(op), np.asarray(piece)
         if op not in taps:
             taps[op] = np.zeros((*piece.shape[:axis], T, *piece.shape[axis + 1 :]), piece.dtype)
         for row, at in enumerate(start):
@@ -43,8 +43,9 @@ def put(taps, pieces, start, T):
 
 def _tokens(op, row, start, length):
     """The index of so many tokens of a row."""
-    return row, *[slice(None)] * (_token_axis(op) - 1), slice(start, start + length)
+    return row, *[slice(None)] * (token_axis(op) - 1), slice(start, start + length)
 
 
-def _token_axis(op):
+def token_axis(op):
+    """Which axis of a tap has its positions."""
     return 2 if op.endswith((".scores", ".probs")) else 1

@@ -22,6 +22,11 @@ class View:
     limit_ratio: float = float("inf")  # not judged yet
     error_ratio: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def error_over_limit(self) -> float:
+        """The median's or the worst error in units of its limit, the larger."""
+        return max(e / at for e, at in zip(self.error, self.limit, strict=True))
+
 
 @dataclass(frozen=True)
 class Row:
@@ -97,7 +102,6 @@ class Output:
     kl_max: float
     kl_floor: float
     top5_overlap: float
-
     rtol: float = RTOL
     atol: float = ATOL
 

@@ -107,10 +107,10 @@ def _distance(row) -> str:
     view, where = found
     if row.tap.endswith(".scores") and np.isinf(view.error[1]):
         amount = "masked where the reference's is not, or the reverse: -inf is expected where a slot is not seen."
-    elif not (most := max(e / at if at else np.inf * e for e, at in zip(view.error, view.limit, strict=True))) <= 1:
+    elif any(not e <= at for e, at in zip(view.error, view.limit, strict=True)):
         amount = (
             f"{_amount(view.error)} from the reference's. Rounding explains {_amount(view.floor)}, the limit is "
-            f"{_amount(view.limit)}; the error is {_times(most)} its limit."
+            f"{_amount(view.limit)}; the error is {_times(view.error_over_limit)} its limit."
         )
     else:
         amount = (
