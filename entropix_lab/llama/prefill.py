@@ -46,7 +46,8 @@ def cache_beside(weights, config, batch: int, slots: int) -> KVCache:
 def cache_dtype(weights):
     """That of the stream, or of the matrices where they are wider: on a CPU generation has those of a bfloat16
     model float32, and products over a bfloat16 cache take twice as long there."""
-    return jnp.promote_types(weights.tok_embeddings.dtype, weights.output.dtype)
+    # not weights.output.dtype: outside of jit that view is a copy of the matrix, which every call would pay for
+    return jnp.result_type(*jax.tree.leaves((weights.tok_embeddings, weights.layer_weights[0])))
 
 
 def bucket(n, least) -> int:

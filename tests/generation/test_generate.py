@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import entropix_lab as lab
+from entropix_lab import cpu_weights
 from entropix_lab.evaluation import Panel
 from entropix_lab.generation.step import steps
 from entropix_lab.llama import prefill
@@ -81,6 +82,31 @@ def test_weights_for_generation_alone(tiny):
     assert (lab.generate(alone, PROMPTS[0], 8)[0].tokens == lab.generate(tiny, PROMPTS[0], 8)[0].tokens).all()
     named = lab.weights.by_name(alone.weights)
     assert all((named[name] == x).all() for name, x in lab.weights.by_name(tiny.weights).items())
+
+
+def test_no_matrix_is_turned_outside_of_the_programs(tiny, monkeypatch):
+    """Under Meta's names generation's matrices are transposed: within a program that is free, outside of it a copy."""
+    views = [(cpu_weights.DecodeWeights, "output")]
+    views += [(cpu_weights.FusedLayerWeights, name) for name in ("wq", "wk", "wv", "wo", "w1", "w2", "w3")]
+    lab.generate(tiny, PROMPTS[0], 2)
+
+    def within(view):
+        def seen(weights):
+            assert isinstance(jax.tree.leaves(weights)[0], jax.core.Tracer)
+            return view(weights)
+
+        return property(seen)
+
+    for kind, name in views:
+        monkeypatch.setattr(kind, name, within(getattr(kind, name).fget))
+    lab.generate(tiny, PROMPTS, 3, trace=True)
+    lab.timing.work(tiny, 3)
+    lab.timing.bytes_per_token(tiny, 3)
+
+
+def test_a_trace_changes_no_token(tiny32):
+    plain, traced = (lab.generate(tiny32, PROMPTS, 20, trace=trace) for trace in (False, ("lens", "attention")))
+    assert all(same(a, b) for a, b in zip(plain, traced, strict=True))
 
 
 def test_a_row_of_a_batch_is_the_row_alone(tiny):
