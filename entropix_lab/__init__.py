@@ -14,7 +14,7 @@ from .checkpoints import (
     save_official,
     verify,
 )
-from .entropy import Trace, effects, entropy_varentropy, heads, intervene, trace_text
+from .entropy import Trace, effects, entropy_varentropy, heads, intervene, sweep, trace_text
 from .evaluation import calibration, tasks
 from .generation.branching import branch
 from .generation.generate import Generation, chat, generate

@@ -1,5 +1,6 @@
 """Causes: a run in which values of the forward are replaced on their way, and what became of it."""
 
+import math
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -55,22 +56,41 @@ def intervene(model, prompt, changes: dict, max_new_tokens: int = 0, trace: bool
     Raises ValueError for a name that is no tap of this model, a function that returns another shape or dtype, and what
     ``Model.encode`` refuses.
     """
-    tokens = model.encode(prompt)
     _check_names(model, [*changes, *keep])
+    return _intervene(model, prompt, changes, max_new_tokens, trace, keep, None)
+
+
+def sweep(model, prompt, several, trace: bool = True, keep=()):
+    """``intervene`` with each of several changes in turn: an iterator of what it returns for each of them.
+
+    For the same question to every layer or head: layers before the first one that a change reaches are computed once
+    for all of them. Names are checked before anything is computed.
+    """
+    several, before = list(several), []
+    _check_names(model, {name for changes in several for name in (*changes, *keep)})
+    for changes in several:
+        yield _intervene(model, prompt, changes, 0, trace, keep, before)
+
+
+def _intervene(model, prompt, changes, max_new_tokens, trace, keep, before):
+    tokens = model.encode(prompt)
     cache = cache_beside(model.weights, model.config, len(tokens), tokens.shape[1] + max_new_tokens)
     now, parts, kept = tokens, [], None
     for n in range(max_new_tokens + 1):
         start_pos = jnp.full(len(tokens), tokens.shape[1] - now.shape[1], jnp.int32)
-        logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep)
+        logits, cache, found, seen = _run(model, now, start_pos, cache, changes, trace, keep, before)
         part, seen = gathered(({"logits": logits} | found, {} if n else seen))
         kept = kept if n else {name: np.asarray(x) for name, x in seen.items()}
-        parts.append({name: np.asarray(x) for name, x in part.items()})
+        parts.append(part)
         if n < max_new_tokens:
-            now = parts[-1]["logits"][:, -1:].argmax(-1).astype(np.int32)
+            now = np.asarray(part["logits"][:, -1:].argmax(-1), np.int32)
             tokens = np.concatenate([tokens, now], 1)
-    arrays = {name: np.concatenate([part[name] for part in parts], 1) for name in parts[0]}
+    arrays = parts[0] if len(parts) == 1 else {n: jnp.concatenate([p[n] for p in parts], 1) for n in parts[0]}
+    if trace and tokens.shape[1] > 1:
+        arrays |= _metrics(arrays["logits"], tokens)
+    arrays = {name: np.asarray(x) for name, x in arrays.items()}
     of_row = lambda values, i: {name: x[i] for name, x in values.items()}
-    runs = [_of_row(model, tokens[i], of_row(arrays, i), trace, of_row(kept, i)) for i in range(len(tokens))]
+    runs = [_of_row(model, tokens[i], of_row(arrays, i), of_row(kept, i)) for i in range(len(tokens))]
     return runs if np.ndim(prompt) == 2 else runs[0]
 
 
@@ -92,25 +112,39 @@ def effects(before, after, part=slice(None)) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _run(model, tokens, start_pos, cache, changes, trace, keep):
-    """``transformer`` and ``head``, layer by layer: (logits, cache, attention metrics, what is kept)."""
+def _run(model, tokens, start_pos, cache, changes, trace, keep, before):
+    """``transformer`` and ``head``, layer by layer: (logits, cache, attention metrics, what is kept).
+
+    before: None, or a list of what the layers give that no change reaches, as far as they were computed: it grows."""
     weights, config, kept, found = model.weights, model.config, {}, {}
     tap = writer(changes, keep, kept)
     x = tap("tok_embeddings", weights.tok_embeddings[tokens])
     freqs_cis, mask = positions_and_mask(config, tokens.shape[1], start_pos, cache.max_seq_len, x.dtype)
-    new_k, new_v = [], []
+    new_k, new_v, first = [], [], min(map(_first_reached, changes), default=config.n_layers)
     for i, w in enumerate(weights.layer_weights):
         of = lambda names, p=f"layers.{i}.": [name for name in names if name.startswith(p)]
         inside = lambda name, p=f"layers.{i}.": name.removeprefix(p)
-        program = _layer(tuple((inside(n), changes[n]) for n in of(changes)), tuple(map(inside, of(keep))), trace)
-        x, k, v, metrics, seen = program(w, config, x, freqs_cis, mask, start_pos, cache.k[i], cache.v[i])
+        if before is not None and i < min(first, len(before)):
+            layer = before[i]
+        else:
+            program = _layer(tuple((inside(n), changes[n]) for n in of(changes)), tuple(map(inside, of(keep))), trace)
+            layer = program(w, config, x, freqs_cis, mask, start_pos, cache.k[i], cache.v[i])
+            if before is not None and i < first:
+                before.append(layer)
+        x, k, v, metrics, seen = layer
         x = tap(f"layers.{i}", x)
         new_k.append(k)
         new_v.append(v)
         kept |= {f"layers.{i}.{name}": value for name, value in seen.items()}
         for name, value in metrics.items():
             found.setdefault(name, []).extend(value)
-    return head(weights, config, x, tap), KVCache(tuple(new_k), tuple(new_v)), attention_metrics(found), kept
+    return head(weights, config, x, tap), KVCache(tuple(new_k), tuple(new_v)), _stacked(found), kept
+
+
+def _first_reached(name) -> float:
+    """The first layer in which a change of the value of that name shows."""
+    part, *inside = name.split(".")
+    return int(inside[0]) + (len(inside) == 1) if inside else 0 if part == "tok_embeddings" else math.inf
 
 
 @lru_cache(maxsize=64)
@@ -144,17 +178,21 @@ def writer(changes: dict, keep=(), kept=None, then=no_tap):
     return tap
 
 
+_stacked = jax.jit(attention_metrics)
+
+
 @jax.jit
 def _metrics(logits, tokens):
-    return trace_metrics(None, None, logits, tokens, {}, lens=False)
+    """Of logits [B,T,V] and the tokens [B,T] that they were computed from, row by row: less memory for large ones."""
+    of_row = lambda row: trace_metrics(None, None, row[0][:-1], row[1][1:], {}, lens=False)
+    return jax.lax.map(of_row, (logits, tokens))
 
 
-def _of_row(model, tokens, arrays, trace, kept):
+def _of_row(model, tokens, arrays, kept):
     logits = arrays.pop("logits")
-    if not trace or len(tokens) < 2:
+    if "entropy" not in arrays:
         return Run(tokens, logits, None, kept)
-    metrics = _metrics(logits[:-1], tokens[1:])
-    metrics = {name: np.asarray(x) for name, x in metrics.items()} | {name: x[:-1] for name, x in arrays.items()}
+    metrics = {name: x[: len(tokens) - 1] for name, x in arrays.items()}  # attention's are of the last token too
     return Run(tokens, logits, new_trace(model, tokens[:1], tokens[1:], metrics), kept)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import entropix_lab as lab
+from entropix_lab.entropy import interventions
 from entropix_lab.entropy.interventions import writer
 
 pytestmark = pytest.mark.in_haste
@@ -123,3 +124,30 @@ def test_maps_of_one_unit_share_a_bar_and_its_scale():
     assert axes[2].images[0].get_clim() == (0, 0.6)
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["·of", r"\$"]
     plt.close("all")
+
+
+def test_a_sweep_is_each_change_by_itself(tiny32, monkeypatch):
+    """To the bit, whatever the order; layers that no change reaches are computed once."""
+    half = lambda x: x * 0.5
+    names = ["layers.2.attention.wo", "layers.1", "tok_embeddings", "layers.1.feed_forward.w1", "output"]
+    changes = [{}, *({name: half} for name in names), {"layers.2": half, "layers.0.h_attn": half}]
+    keep = ["layers.0.attention.probs", "layers.1", "output"]
+    computed, layer = [], interventions._layer
+    monkeypatch.setattr(interventions, "_layer", lambda *inside: computed.append(inside) or layer(*inside))
+    swept = list(lab.sweep(tiny32, [PROMPT] * 2, changes, keep=keep))
+    assert len(computed) == 3 + 1 + 1 + 3 + 2 + 0 + 3  # of three layers
+    for change, runs in zip(changes, swept, strict=True):
+        for run, alone in zip(runs, lab.intervene(tiny32, [PROMPT] * 2, change, keep=keep), strict=True):
+            np.testing.assert_array_equal(run.logits, alone.logits)
+            for name in keep:
+                np.testing.assert_array_equal(run.kept[name], alone.kept[name])
+            for name, x in vars(alone.trace).items():
+                if isinstance(x, np.ndarray):
+                    np.testing.assert_array_equal(getattr(run.trace, name), x, err_msg=name)
+
+
+def test_a_sweep_checks_names_first(tiny32):
+    seen = []
+    with pytest.raises(ValueError, match="no tap 'layers.9.attention.wo'"):
+        next(lab.sweep(tiny32, PROMPT, [{"layers.0": lambda x: seen.append(x) or x}, {"layers.9.attention.wo": abs}]))
+    assert not seen
