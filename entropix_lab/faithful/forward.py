@@ -197,9 +197,10 @@ def xfmr(weights, config, tokens, cur_pos, cache, functions):
             layers.append(layer)
         logits = _head(weights._replace(tok_embeddings=None, layer_weights=()), config, x, functions)
     keys, values, scores = zip(*layers, strict=True)
-    return logits, KVCache(keys, values), jnp.stack(scores)
+    return logits, KVCache(keys, values), _stack(scores)
 
 
+_stack = jax.jit(jnp.stack)  # one program instead of one to each layer
 _jit = partial(jax.jit, static_argnames=("config", "functions"), compiler_options=EXACT)
 
 

@@ -5,10 +5,13 @@ they are handed another.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from ..compiler import EXACT
 
 BRANCHES = ("LELV", "HELV", "LEHV", "HEHV", "adaptive")
 LN2 = 0.69314718056
@@ -48,19 +51,21 @@ def _of_logits(logits):
     return H, jnp.sum(p * (log_p / LN2 + H[..., None]) ** 2, -1)
 
 
+@partial(jax.jit, compiler_options=EXACT)  # the same roundings, and not ten programs for every number of slots
+def _of_attention(scores):
+    attention = jax.nn.softmax(scores, -1)
+    by_head = -jnp.sum(attention * jnp.log2(jnp.clip(attention, 1e-10, 1.0)), -1)
+    apart = jnp.abs(attention - jnp.mean(attention, 1)[:, None])
+    interaction = jnp.mean(jnp.abs(scores), (1, 2, 3))
+    return *map(jnp.mean, (by_head, jnp.var(by_head, axis=1), jnp.mean(apart, (1, 2)))), interaction
+
+
 def measure(logits, scores) -> Metrics:
     """The metrics of logits [B,Q,V] and the scores [B,N,Q,S] of one layer before the softmax, in the logits' dtype.
 
     The original hands in the last layer's scores over the whole cache: empty slots count as scores of 0. "agreement"
     is a mean absolute difference, which is at most 2/S and grows as heads disagree."""
-    H, V = _of_logits(logits)
-    attention = jax.nn.softmax(scores, -1)
-    by_head = -jnp.sum(attention * jnp.log2(jnp.clip(attention, 1e-10, 1.0)), -1)
-    apart = jnp.abs(attention - jnp.mean(attention, 1)[:, None])
-    interaction = jnp.mean(jnp.abs(scores), (1, 2, 3))
-    return Metrics(
-        *(jnp.mean(x) for x in (H, V, by_head, jnp.var(by_head, axis=1), jnp.mean(apart, (1, 2)))), interaction
-    )
+    return Metrics(*map(jnp.mean, _of_logits(logits)), *_of_attention(scores))
 
 
 def filtered_cceeb84(z, temperature, top_p, top_k):
