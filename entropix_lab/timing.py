@@ -15,25 +15,29 @@ from .llama.weights import nbytes
 from .sampling.plain import greedy
 
 
-def seconds_per_token(model, positions, batch: int = 1, cached: bool = True, repeats: int = 7) -> np.ndarray:
+def seconds_per_token(
+    model, positions, batch: int = 1, cached: bool = True, repeats: int = 7, trace: bool = False
+) -> np.ndarray:
     """Median seconds for one more token of each row after each of positions (tokens before), without compilation.
 
-    cached: one new token against a cache that holds the rest. Otherwise everything is computed again, done well: as
-    generate reads a prompt, by pieces, the output head on the last token only.
+    cached: one new token against a cache that holds the rest, as generate decodes it, with its trace or without.
+    Otherwise everything is computed again, done well: as generate reads a prompt, by pieces, the output head on the
+    last token only.
     """
-    seconds = _of_a_step if cached else _of_a_prompt
+    seconds = partial(_of_a_step, trace=() if trace else None) if cached else _of_a_prompt
     return np.array([seconds(model, int(p), batch, repeats) for p in positions])
 
 
-def _of_a_step(model, position, batch, repeats, of=np.median):
+def _of_a_step(model, position, batch, repeats, of=np.median, trace=None):
     cache = cache_beside(model.decode_weights, model.config, batch, cache_slots(position + 1))
     cache = jax.tree.map(jnp.ones_like, cache)  # zeros would share one page of memory
     tokens, seeds = np.ones((batch, 1), np.int32), np.zeros(batch, np.uint32)
     start_pos = np.full(batch, position, np.int32)
+    weights, config = model.decode_weights, model.config
 
     def one():
         nonlocal cache
-        out, cache, *_ = step(model.decode_weights, model.config, greedy(), tokens, start_pos, cache, (), seeds, 0)
+        out, cache, *_ = step(weights, config, greedy(), tokens, start_pos, cache, (), seeds, 0, trace)
         return out
 
     return median_seconds(one, repeats, of)
@@ -60,21 +64,26 @@ def parts(model, position: int, batch: int = 1, repeats: int = 15) -> dict[str, 
     weights, config = model.decode_weights, model.config
     x = jnp.ones((batch, 1, config.dim), model.dtype)
 
-    @jax.jit
-    def products(layers, x):
-        for w in layers:  # every product reads the one before it, as in a step; clipped, or they overflow
-            q, k, v = w.qkv(linear, x)
-            x = jnp.clip(w.attention_out(linear, q) + k.sum() + v.sum(), 1, 2)
-            gate, up = w.gate_up(linear, x)
-            x = jnp.clip(w.down(linear, gate + up), 1, 2)
-        return x
-
-    of_head = jax.jit(lambda weights, x: head(weights, config, x, no_tap))
-    of_products = median_seconds(lambda: products(weights.layer_weights, x), repeats, np.min)
-    of_output = median_seconds(lambda: of_head(weights, x), repeats, np.min)
+    of_products = median_seconds(lambda: _products(weights.layer_weights, x), repeats, np.min)
+    of_output = median_seconds(lambda: _head(weights, config, x), repeats, np.min)
     start, whole = (_of_a_step(model, at, batch, repeats, np.min) for at in (0, position))
     cache, rest = max(0.0, whole - start), max(0.0, start - of_products - of_output)
     return {"products": of_products, "head": of_output, "cache": cache, "rest": rest, "step": whole}
+
+
+@jax.jit
+def _products(layers, x):
+    for w in layers:  # every product reads the one before it, as in a step; clipped, or they overflow
+        q, k, v = w.qkv(linear, x)
+        x = jnp.clip(w.attention_out(linear, q) + k.sum() + v.sum(), 1, 2)
+        gate, up = w.gate_up(linear, x)
+        x = jnp.clip(w.down(linear, gate + up), 1, 2)
+    return x
+
+
+@partial(jax.jit, static_argnames="config")
+def _head(weights, config, x):
+    return head(weights, config, x, no_tap)
 
 
 def median_seconds(run, repeats: int, of=np.median) -> float:
