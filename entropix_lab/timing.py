@@ -20,9 +20,9 @@ def seconds_per_token(
 ) -> np.ndarray:
     """Median seconds for one more token of each row after each of positions (tokens before), without compilation.
 
-    cached: one new token against a cache that holds the rest, as generate decodes it, with its trace or without.
+    cached: one new token against a cache that holds the rest, as generate decodes it, with a trace or without.
     Otherwise everything is computed again, done well: as generate reads a prompt, by pieces, the output head on the
-    last token only.
+    last token only; without a trace.
     """
     seconds = partial(_of_a_step, trace=() if trace else None) if cached else _of_a_prompt
     return np.array([seconds(model, int(p), batch, repeats) for p in positions])

@@ -71,14 +71,15 @@ def test_peak_operations():
 
 def test_what_is_timed_is_one_token(tied, monkeypatch):
     """With the cache a step against the slots that generation would have; without it all tokens, read by pieces."""
-    seen = []
+    seen, traces = [], []
     for name in ("read", "step"):
         program = getattr(step, name)
 
-        def spy(weights, config, *rest, program=program):
+        def spy(weights, config, *rest, name=name, program=program):
             cache = next(x for x in rest if isinstance(x, lab.KVCache))
             tokens, start_pos = [x for x in rest if isinstance(x, np.ndarray)][:2]
             seen.append((tokens.shape, cache.max_seq_len, int(start_pos[0])))
+            traces.extend(rest[-1:] if name == "step" else ())
             return program(weights, config, *rest)
 
         monkeypatch.setattr(step, name, spy)
@@ -87,6 +88,7 @@ def test_what_is_timed_is_one_token(tied, monkeypatch):
     assert np.shape(seconds) == (2, 2) and np.min(seconds) > 0
     once = [((2, 1), 128, 5), ((2, 1), 384, 300), ((2, 16), 128, 0), ((2, 256), 256, 0), ((2, 256), 512, 44)]
     assert sorted(set(seen), key=seen.index) == once and len(seen) == 3 * len(once)
+    assert timing.seconds_per_token(tied, [5], repeats=2, trace=True)[0] > 0 and traces == 6 * [None] + 3 * [()]
 
 
 def test_rates_are_positive(tied):

@@ -20,7 +20,8 @@ from .trace import Trace, new_trace
 class Run:
     """tokens [T]: the prompt's and the new ones; logits [T,V]: of the token after each of them, at least float32;
     trace: of every token but the first, None where none was asked for or there is but one token; kept: the values that
-    were asked for, by tap, as the prompt left them, without the axis of rows."""
+    were asked for, by tap, as the prompt left them, without the axis of rows. The arrays may be views that cannot be
+    written to."""
 
     tokens: np.ndarray
     logits: np.ndarray
@@ -64,12 +65,11 @@ def sweep(model, prompt, several, trace: bool = True, keep=()):
     """``intervene`` with each of several changes in turn: an iterator of what it returns for each of them.
 
     For the same question to every layer or head: layers before the first one that a change reaches are computed once
-    for all of them. Names are checked before anything is computed.
+    for all of them, and what they gave is held while there are changes left. Names are checked before anything runs.
     """
     several, before = list(several), []
-    _check_names(model, {name for changes in several for name in (*changes, *keep)})
-    for changes in several:
-        yield _intervene(model, prompt, changes, 0, trace, keep, before)
+    _check_names(model, [*keep, *(name for changes in several for name in changes)])
+    return (_intervene(model, prompt, changes, 0, trace, keep, before) for changes in several)
 
 
 def _intervene(model, prompt, changes, max_new_tokens, trace, keep, before):
@@ -85,9 +85,9 @@ def _intervene(model, prompt, changes, max_new_tokens, trace, keep, before):
         if n < max_new_tokens:
             now = np.asarray(part["logits"][:, -1:].argmax(-1), np.int32)
             tokens = np.concatenate([tokens, now], 1)
-    arrays = parts[0] if len(parts) == 1 else {n: jnp.concatenate([p[n] for p in parts], 1) for n in parts[0]}
-    if trace and tokens.shape[1] > 1:
-        arrays |= _metrics(arrays["logits"], tokens)
+    arrays = parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts], 1) for n in parts[0]}
+    if trace and tokens.shape[1] > 1:  # on one device, where nothing is copied if it is the only one
+        arrays |= _metrics(jax.device_put(arrays["logits"], jax.local_devices()[0]), tokens)
     arrays = {name: np.asarray(x) for name, x in arrays.items()}
     of_row = lambda values, i: {name: x[i] for name, x in values.items()}
     runs = [_of_row(model, tokens[i], of_row(arrays, i), of_row(kept, i)) for i in range(len(tokens))]
@@ -143,8 +143,10 @@ def _run(model, tokens, start_pos, cache, changes, trace, keep, before):
 
 def _first_reached(name) -> float:
     """The first layer in which a change of the value of that name shows."""
-    part, *inside = name.split(".")
-    return int(inside[0]) + (len(inside) == 1) if inside else 0 if part == "tok_embeddings" else math.inf
+    if not name.startswith("layers."):
+        return 0 if name == "tok_embeddings" else math.inf
+    _, layer, *inside = name.split(".")
+    return int(layer) if inside else int(layer) + 1  # the stream after a layer
 
 
 @lru_cache(maxsize=64)

@@ -51,7 +51,7 @@ def _of_logits(logits):
     return H, jnp.sum(p * (log_p / LN2 + H[..., None]) ** 2, -1)
 
 
-@partial(jax.jit, compiler_options=EXACT)  # the same roundings, and not ten programs for every number of slots
+@partial(jax.jit, compiler_options=EXACT)  # bfloat16 is rounded as op by op, without ten programs a size
 def _of_attention(scores):
     attention = jax.nn.softmax(scores, -1)
     by_head = -jnp.sum(attention * jnp.log2(jnp.clip(attention, 1e-10, 1.0)), -1)
@@ -64,7 +64,7 @@ def measure(logits, scores) -> Metrics:
     """The metrics of logits [B,Q,V] and the scores [B,N,Q,S] of one layer before the softmax, in the logits' dtype.
 
     The original hands in the last layer's scores over the whole cache: empty slots count as scores of 0. "agreement"
-    is a mean absolute difference, which is at most 2/S and grows as heads disagree."""
+    is a mean absolute difference, which is at most 2/S and grows as heads disagree. Not to be called under jit."""
     return Metrics(*map(jnp.mean, _of_logits(logits)), *_of_attention(scores))
 
 

@@ -63,7 +63,7 @@ def roofline(points, bandwidth, peak):
 @styled
 def token_parts(rows, limits):
     """Bars of one token's milliseconds by part. rows: {name: {part: seconds}} without the whole; limits: {name: seconds
-    that reading the memory takes}, a line in each bar."""
+    that the device allows}, a line in each bar."""
     fig, ax = figure(figsize=(9, 0.9 + 0.55 * len(rows)))
     parts = list(next(iter(rows.values())))
     left, longest = np.zeros(len(rows)), 1e3 * max(sum(row.values()) for row in rows.values())
@@ -81,8 +81,8 @@ def token_parts(rows, limits):
             [1e3 * limits[name]] * 2,
             [i - 0.4, i + 0.4],
             color="black",
-            zorder=5,
-            label="reading weights and cache once" if i == 0 else None,
+            zorder=3,
+            label="what the roofline allows" if i == 0 else None,
         )
     ax.invert_yaxis()
     ax.set(xlabel="ms a step")

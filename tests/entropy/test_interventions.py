@@ -126,18 +126,19 @@ def test_maps_of_one_unit_share_a_bar_and_its_scale():
     plt.close("all")
 
 
-def test_a_sweep_is_each_change_by_itself(tiny32, monkeypatch):
+def test_a_sweep_is_each_change_by_itself(tiny, monkeypatch):
     """To the bit, whatever the order; layers that no change reaches are computed once."""
-    half = lambda x: x * 0.5
-    names = ["layers.2.attention.wo", "layers.1", "tok_embeddings", "layers.1.feed_forward.w1", "output"]
-    changes = [{}, *({name: half} for name in names), {"layers.2": half, "layers.0.h_attn": half}]
+    half, rows = (lambda x: x * jnp.asarray(0.5, x.dtype)), [PROMPT, PROMPT[::-1]]
+    names = ["layers.1.feed_forward.w1", "layers.2.attention.wo", "layers.0", "tok_embeddings", "layers.1", "output"]
+    changes = [*({name: half} for name in names), {}, {"layers.2": half, "layers.0.h_attn": half}]
     keep = ["layers.0.attention.probs", "layers.1", "output"]
     computed, layer = [], interventions._layer
     monkeypatch.setattr(interventions, "_layer", lambda *inside: computed.append(inside) or layer(*inside))
-    swept = list(lab.sweep(tiny32, [PROMPT] * 2, changes, keep=keep))
-    assert len(computed) == 3 + 1 + 1 + 3 + 2 + 0 + 3  # of three layers
+    swept = list(lab.sweep(tiny, rows, changes, keep=keep))
+    # of three layers; the first change leaves layer 0, the second layer 1, the one of the output all of them
+    assert len(computed) == 3 + 2 + 2 + 3 + 1 + 1 + 0 + 3
     for change, runs in zip(changes, swept, strict=True):
-        for run, alone in zip(runs, lab.intervene(tiny32, [PROMPT] * 2, change, keep=keep), strict=True):
+        for run, alone in zip(runs, lab.intervene(tiny, rows, change, keep=keep), strict=True):
             np.testing.assert_array_equal(run.logits, alone.logits)
             for name in keep:
                 np.testing.assert_array_equal(run.kept[name], alone.kept[name])
@@ -146,8 +147,24 @@ def test_a_sweep_is_each_change_by_itself(tiny32, monkeypatch):
                     np.testing.assert_array_equal(getattr(run.trace, name), x, err_msg=name)
 
 
+def test_several_rows_are_each_by_itself(tiny32):
+    """Of different tokens, and as they go on."""
+    rows, changes = [PROMPT, PROMPT[::-1]], {"layers.1.attention.probs": lambda p: p.at[:, 1].set(0)}
+    for row, run in zip(rows, lab.intervene(tiny32, rows, changes, 3), strict=True):
+        alone = lab.intervene(tiny32, row, changes, 3)
+        assert run.tokens.tolist() == alone.tokens.tolist() and run.tokens[: len(row)].tolist() == row
+        np.testing.assert_allclose(run.logits, alone.logits, atol=1e-5)
+        assert len(run.trace) == len(row) + 2 and run.trace.tokens.tolist() == run.tokens[1:].tolist()
+        np.testing.assert_allclose(run.trace.surprisal, alone.trace.surprisal, atol=1e-5)
+        np.testing.assert_allclose(run.trace.attention_entropy, alone.trace.attention_entropy, atol=1e-5)
+    alone = lab.intervene(tiny32, [[5]], {})[0]
+    assert alone.trace is None and alone.logits.shape == (1, tiny32.config.vocab_size)
+    longer = lab.intervene(tiny32, [5], {}, 2, trace=False)
+    assert longer.trace is None and len(longer.tokens) == len(longer.logits) == 3
+
+
 def test_a_sweep_checks_names_first(tiny32):
     seen = []
     with pytest.raises(ValueError, match="no tap 'layers.9.attention.wo'"):
-        next(lab.sweep(tiny32, PROMPT, [{"layers.0": lambda x: seen.append(x) or x}, {"layers.9.attention.wo": abs}]))
+        lab.sweep(tiny32, PROMPT, [{"layers.0": lambda x: seen.append(x) or x}, {"layers.9.attention.wo": abs}])
     assert not seen

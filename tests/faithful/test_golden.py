@@ -257,3 +257,12 @@ def test_without_one_of_its_deviations_it_is_not_the_original(revision, name):
     m = model(dtype, 1e-5 if name == "eps" else forward.EPS)
     _, later, _ = forward.teacher_forced(m, TOKENS, N, functions, 1, 64)
     assert np.abs(later - MODEL[f"{revision}_{dtype}_gap1_decode"]).max() > 100 * LOGITS[0]
+
+
+def test_attention_metrics_are_rounded_as_op_by_op():
+    """As one program, where XLA might keep more of bfloat16's precision; the original runs them one by one."""
+    for scores in jnp.asarray(golden("metrics")["attn_scores_f16"][:8], jnp.bfloat16):
+        got = static._of_attention(scores[None])
+        with jax.disable_jit():
+            want = static._of_attention.__wrapped__(scores[None])
+        assert all((a == b).all() for a, b in zip(got, want, strict=True))

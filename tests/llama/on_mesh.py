@@ -16,22 +16,22 @@ PROMPTS = [[1, 2, 3], [4, 5, 6, 7, 8, 9, 10, 11, 12], [1, 2, 3], [7, 7]]
 
 
 def results(model, sampler):
-    """The bytes held and what a comparison says; the tokens of a sampler and what they came from, and causes; or
-    ("none") what the comparison says with a product of two arguments on trial."""
+    """The bytes held, what a comparison says and what a silent head does; the tokens of a sampler and what they came
+    from, and causes; or ("none") what the comparison says with a product of two arguments on trial."""
     import entropix_lab as lab
 
     arrays = {id(x): x for x in jax.tree.leaves(model.weights)}.values()
     held = sum(shard.data.nbytes for x in arrays for shard in x.addressable_shards)
     report = lab.compare(model, model.path, PROMPTS[1])
     found = {"held": held, "verdict": [report.passed, len(report.rows)]}
+    silent, rows = {"layers.1.attention.probs": lambda p: p.at[:, 1].set(0)}, [PROMPTS[0], PROMPTS[1][:3]]
+    before, after = lab.sweep(model, rows, ({}, silent), keep=["layers.1"])
+    found["effect"] = lab.effects(before, after)["entropy"][0]
     if sampler == "none":
         product = lambda x, w: jnp.einsum("...D,ND->...N", x, w, precision="highest")
         report = lab.compare(model, model.path, PROMPTS[1], replace={"linear": product})
         found["on trial"] = [report.passed, len(report.rows)]
     else:
-        silent, rows = {"layers.1.attention.probs": lambda p: p.at[:, 1].set(0)}, [PROMPTS[0]] * 2
-        before, after = (lab.intervene(model, rows, changes, keep=["layers.1"]) for changes in ({}, silent))
-        found["effect"] = lab.effects(before, after)["entropy"][0]
         found["causes"] = [[r.logits.tolist(), r.kept["layers.1"].tolist()] for r in (*before, *after)]
         found["heads"] = {kind: x.tolist() for kind, x in lab.heads.kinds(model, 8, 2).items()}
         sampler = lab.samplers.dirichlet(128) if sampler == "dirichlet" else getattr(lab.samplers, sampler)()

@@ -58,6 +58,7 @@ def test_sums_over_four_devices_are_rounded_once(folder):
     product on trial that knows nothing of them."""
     found = result(start(folder, "bfloat16", "none", 1, 4, 4))
     assert found["verdict"] == found["on trial"] == PASSED
+    assert 0 < abs(found["effect"]) < 1
 
 
 def test_a_size_that_cannot_be_split():
