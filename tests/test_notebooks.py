@@ -11,6 +11,8 @@ import pytest
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = {  # the longest first
+    "12_does_it_help": "-p live_tasks 2",
+    "11_causes": "-p n_texts 3 -p n_tokens 8 -p n_layer_texts 2 -p from_layer 2",
     "07_samplers": "-p n_tokens 4",
     "01_weights": "-p text Hi",
     "04_entropy": "-p text 'A short text.' -p n_tokens 512",

@@ -38,7 +38,7 @@ def said(tests) -> str:
 
 def listed(names) -> str:
     """ "a, b and c", or "none" """
-    *most, last = names or ["none"]
+    *most, last = [*names] or ["none"]
     return f"{', '.join(most)} and {last}" if most else last
 
 

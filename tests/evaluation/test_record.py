@@ -88,7 +88,7 @@ def test_said_names_what_was_found_and_what_is_excluded():
     assert words.said({"b": tests["b"]}) == (
         "no difference is found for b (gains above 0.010 and losses above 0.050 are excluded)."
     )
-    assert [words.listed(x) for x in ([], ["a"], ["a", "b", "c"])] == ["none", "a", "a, b and c"]
+    assert [words.listed(x) for x in (iter(()), ["a"], map(str, "abc"))] == ["none", "a", "a, b and c"]
     assert words.chance((0.6, 0.51, 0.7)) == "above chance" and words.chance((0.5, 0.4, 0.6)) == "not told from chance"
 
 
