@@ -120,16 +120,16 @@ def _run(model, tokens, start_pos, cache, changes, trace, keep, before):
     tap = writer(changes, keep, kept)
     x = tap("tok_embeddings", weights.tok_embeddings[tokens])
     freqs_cis, mask = positions_and_mask(config, tokens.shape[1], start_pos, cache.max_seq_len, x.dtype)
-    new_k, new_v, first = [], [], min(map(_first_reached, changes), default=config.n_layers)
+    new_k, new_v, first = [], [], 0 if before is None else min(map(_first_reached, changes), default=config.n_layers)
     for i, w in enumerate(weights.layer_weights):
         of = lambda names, p=f"layers.{i}.": [name for name in names if name.startswith(p)]
         inside = lambda name, p=f"layers.{i}.": name.removeprefix(p)
-        if before is not None and i < min(first, len(before)):
+        if i < first and i < len(before):
             layer = before[i]
         else:
             program = _layer(tuple((inside(n), changes[n]) for n in of(changes)), tuple(map(inside, of(keep))), trace)
             layer = program(w, config, x, freqs_cis, mask, start_pos, cache.k[i], cache.v[i])
-            if before is not None and i < first:
+            if i < first:
                 before.append(layer)
         x, k, v, metrics, seen = layer
         x = tap(f"layers.{i}", x)

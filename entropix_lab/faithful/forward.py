@@ -55,18 +55,14 @@ def weights_laid_out_by_input(x, w):
     return jnp.dot(x, jax.lax.optimization_barrier(w.T)).astype(x.dtype)
 
 
-def cast_to_the_cache(slots, rows, start_pos, axis):
-    return write_rows(slots, rows.astype(slots.dtype), start_pos, axis)
-
-
 def cache_in_bfloat16(slots, rows, start_pos, axis):
     """What is attended is what a bfloat16 cache holds, from the prompt on."""
-    return _rounded(cast_to_the_cache(slots, rows, start_pos, axis))
+    return _rounded(write_rows(slots, rows, start_pos, axis))
 
 
 def cache_in_bfloat16_after_the_prompt(slots, rows, start_pos, axis):
     """The prompt attends its own keys and values; the cache, from which all later tokens read, is bfloat16."""
-    slots = cast_to_the_cache(slots, rows, start_pos, axis)
+    slots = write_rows(slots, rows, start_pos, axis)
     return jnp.where(start_pos[:, None, None, None] == 0, slots, _rounded(slots))
 
 
@@ -131,7 +127,6 @@ class Deviation(NamedTuple):
 
 _ROPE = {
     "apply_rotary_emb": rope_kept_in_float32,
-    "write_rows": cast_to_the_cache,
     "attend": attend_in_float32,
 }
 DEVIATIONS = (

@@ -174,7 +174,7 @@ def _whole_view(found, noise, dtype, samples):
 
 def _judged(view, floor, limit, asked=(0.0, 0.0), beyond=()):
     view = replace(view, floor=floor, limit=limit, error_ratio=asked)
-    ratio = max(view.error_over_limit, *beyond) if beyond else view.error_over_limit
+    ratio = max((view.error_over_limit, *beyond))
     return replace(view, limit_ratio=float(ratio) if np.isfinite(ratio) else float("inf"))
 
 

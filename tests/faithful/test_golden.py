@@ -252,8 +252,6 @@ def test_the_originals_figures_are_reproduced_and_a_disturbed_one_is_not(family)
 def test_without_one_of_its_deviations_it_is_not_the_original(revision, name):
     functions, dtype = dict(forward.REVISIONS[revision]), "bf16" if name in ("rms_norm", "silu") else "f32"
     functions.pop(name, None)
-    if name == "write_rows":
-        functions[name] = forward.cast_to_the_cache
     m = model(dtype, 1e-5 if name == "eps" else forward.EPS)
     _, later, _ = forward.teacher_forced(m, TOKENS, N, functions, 1, 64)
     assert np.abs(later - MODEL[f"{revision}_{dtype}_gap1_decode"]).max() > 100 * LOGITS[0]
